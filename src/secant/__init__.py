@@ -1,0 +1,34 @@
+"""Secant: in which sense, where and how far a neural network is linear."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secant.errors import InputError as InputError
+    from secant.errors import LoadError as LoadError
+    from secant.errors import SecantError as SecantError
+    from secant.gauges.fit import Fit as Fit
+    from secant.readings import Reading as Reading
+    from secant.readings import Report as Report
+    from secant.survey import survey as survey
+
+_HOME = {
+    "Fit": "secant.gauges.fit",
+    "InputError": "secant.errors",
+    "LoadError": "secant.errors",
+    "Reading": "secant.readings",
+    "Report": "secant.readings",
+    "SecantError": "secant.errors",
+    "survey": "secant.survey",
+}
+
+__all__ = ["Fit", "InputError", "LoadError", "Reading", "Report", "SecantError", "survey"]
+
+
+def __getattr__(name: str) -> Any:
+    """Resolve public names when they are first used, so that importing secant loads no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'secant' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

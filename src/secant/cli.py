@@ -1,0 +1,95 @@
+"""The command line: parses, calls one public function, prints.
+
+Holds: the typer ``app`` and ``main``.
+May import: typer, ``secant.errors``; a command imports its one function inside itself, so
+that ``--help`` loads no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secant.errors import SecantError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Secant says in which sense, where and how far a neural network is linear.",
+)
+
+DEMOS = ["demo:linear", "demo:mlp", "demo:cnn", "demo:transformer"]
+
+
+@app.command()
+def report(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="demo:NAME or a Hugging Face directory; all demo models if none."),
+    ] = None,
+    data: Annotated[str, typer.Option(help="demo:digits or a data file.")] = "demo:digits",
+    column: Annotated[str, typer.Option(help="Text column of .jsonl and .csv.")] = "text",
+    site: Annotated[list[str] | None, typer.Option(help="Site or glob; may repeat.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Use the first ROWS units.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Units a forward pass.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of folds and controls.")] = 0,
+    controls: Annotated[bool, typer.Option(help="Also survey fresh and shuffled weights.")] = True,
+    out: Annotated[Path, typer.Option(help="Folder for report.json, report.html.")] = Path(
+        "reports/latest"
+    ),
+) -> None:
+    """Survey MODELS: how much of each block a straight line explains, held out.
+
+    Example: secant report demo:cnn demo:linear --out reports/first
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from secant.readings import check_writable
+    from secant.report.terminal import render_terminal
+    from secant.survey import survey
+
+    check_writable(out)
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, object] = {}
+
+        def progress(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bar.add_task(label, total=total)
+            bar.update(tasks[label], completed=done)  # type: ignore[arg-type]
+
+        found = survey(
+            models or DEMOS, data, column=column, sites=site, rows=rows,
+            batch_size=batch_size, seed=seed, has_controls=controls, progress=progress,
+        )  # fmt: skip
+    for model in found.models:
+        console.print(render_terminal(model))
+    as_json, as_html = found.save(out)
+    typer.echo(f"{as_json}\n{as_html}")
+
+
+@app.command()
+def sites(model: Annotated[str, typer.Argument(help="demo:NAME or a directory.")]) -> None:
+    """List the sites of MODEL; those surveyed when none is named are marked with a star."""
+    from secant.load.models import load_model
+    from secant.maps.sites import default_sites
+
+    module = load_model(model).model
+    chosen = set(default_sites(module))
+    for name, part in module.named_modules():
+        if name:
+            typer.echo(f"{'*' if name in chosen else ' '} {name}  {type(part).__name__}")
+
+
+def main() -> None:
+    """Run the program; an error that secant raises on purpose is one line and exit code 2."""
+    try:
+        app()
+    except SecantError as error:
+        typer.echo(f"secant: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""Plans, groups and merge order; knows no model."""

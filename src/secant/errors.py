@@ -1,0 +1,19 @@
+"""The errors that secant raises on purpose.
+
+Holds: ``SecantError`` and its children.
+May import: nothing.
+
+Every message has three parts: what was expected, what came, what to do.
+"""
+
+
+class SecantError(Exception):
+    """Base of all errors that secant raises on purpose."""
+
+
+class InputError(SecantError, ValueError):
+    """What the caller passed cannot be used; the message says what to do."""
+
+
+class LoadError(InputError):
+    """A model or data file is missing, unreadable, unsafe or of the wrong form."""

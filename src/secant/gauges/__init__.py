@@ -1,0 +1,1 @@
+"""How far a map is from a straight line, one file a gauge."""

@@ -1,0 +1,1 @@
+"""Models and data from disk, hub or memory; safe by default."""

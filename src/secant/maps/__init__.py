@@ -1,0 +1,1 @@
+"""The model as a function of one variable, one file a variable."""

@@ -1,0 +1,71 @@
+"""The map from a block's input features to its output features, watched in passing.
+
+Holds: ``watch``, a context that hands (site, x, y) rows to a listener; ``rows``.
+May import: torch, ``secant.errors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from secant.errors import InputError
+
+Listener = Callable[[str, Tensor, Tensor], None]
+
+
+def first_tensor(value: Any, site: str, what: str) -> Tensor:
+    """The leading tensor of a module's (possibly nested, possibly keyword) input or output."""
+    if isinstance(value, Tensor):
+        return value
+    values = value.values() if isinstance(value, dict) else value
+    if isinstance(values, tuple | list) or isinstance(value, dict):
+        for part in values:
+            if part is not None:
+                return first_tensor(part, site, what)
+    raise InputError(
+        f"site {site!r}: expected a tensor as {what}, got {type(value).__name__}. "
+        "Choose a site that takes and returns tensors."
+    )
+
+
+def rows(features: Tensor, mask: Tensor | None) -> Tensor:
+    """Features as (rows, width): positions become rows, masked positions are left out.
+
+    (batch, width); (batch, length, width), of which `mask` (batch, length) keeps the true
+    ones; (batch, channels, height, width), one row a pixel.
+    """
+    if features.ndim == 2:
+        return features
+    if features.ndim == 3:
+        return features[mask] if mask is not None else features.flatten(0, 1)
+    if features.ndim == 4:
+        return features.movedim(1, -1).flatten(0, 2)
+    raise InputError(
+        f"features of shape {tuple(features.shape)} are not (batch, width), "
+        "(batch, length, width) or (batch, channels, height, width). Choose another site."
+    )
+
+
+@contextmanager
+def watch(
+    model: nn.Module, sites: list[str], listener: Listener, mask: Tensor | None = None
+) -> Iterator[None]:
+    """Call `listener(site, x, y)` with the rows of each site in every forward within."""
+    handles = []
+    for site in sites:
+
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any, site: str = site) -> None:
+            x = first_tensor(args if args else kwargs, site, "input")
+            y = first_tensor(output, site, "output")
+            listener(site, rows(x, mask), rows(y, mask))
+
+        handles.append(model.get_submodule(site).register_forward_hook(hook, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,244 @@
+"""Survey: joins models, data and gauges into readings, one forward pass for each model.
+
+Holds: ``survey`` and its parts.
+May import: torch, rich, and everything below in DESIGN.md's order.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secant.engine.plan import Batch, plan_batches
+from secant.errors import InputError
+from secant.gauges.fit import Fit, FitResult
+from secant.gauges.interval import GROUPS
+from secant.load.data import Units, load_data
+from secant.load.models import Loaded, load_model, shuffled
+from secant.maps.features import watch
+from secant.maps.sites import find_sites
+from secant.readings import ModelReport, Reading, Report
+
+Progress = Callable[[str, int, int], None]
+ROWS_PER_DIMENSION = 10
+LEADING_SHARE = 0.5
+
+
+class Feed:
+    """Units turned into batches that one model takes, padded where they are texts."""
+
+    def __init__(self, loaded: Loaded, units: Units, batch_size: int, seed: int) -> None:
+        self.loaded = loaded
+        if units.texts is not None:
+            if loaded.tokenizer is None:
+                raise InputError(
+                    f"model {loaded.name!r} takes tensors, but {units.name!r} holds texts. "
+                    "Give it tensors (.npy, .safetensors, demo:digits)."
+                )
+            self.ids = loaded.tokenizer(units.texts, truncation=True)["input_ids"]
+            contents = [text.encode() for text in units.texts]
+            lengths = [len(ids) for ids in self.ids]
+        else:
+            assert units.tensor is not None
+            if loaded.tokenizer is not None:
+                raise InputError(
+                    f"model {loaded.name!r} reads text, but {units.name!r} holds tensors. "
+                    "Give it a .txt, .jsonl or .csv file."
+                )
+            self.tensor = units.tensor.float()
+            contents = [row.numpy().tobytes() for row in self.tensor]
+            lengths = [1] * len(contents)
+        self.batches = plan_batches(contents, lengths, groups=GROUPS, size=batch_size, seed=seed)
+
+    def run(self, model: nn.Module, batch: Batch) -> Callable[[], Any]:
+        """The forward call of one batch, to be made while the sites are watched."""
+        return lambda: model(**self.inputs(batch)[0]) if self.is_text else model(self.rows(batch))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether units are texts."""
+        return self.loaded.tokenizer is not None
+
+    def rows(self, batch: Batch) -> Tensor:
+        """The batch of a tensor data set."""
+        return self.tensor[list(batch.units)]
+
+    def inputs(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Padded token ids and their mask."""
+        padded = self.loaded.tokenizer.pad(  # type: ignore[union-attr]
+            {"input_ids": [self.ids[unit] for unit in batch.units]}, return_tensors="pt"
+        )
+        return dict(padded), padded["attention_mask"].bool()
+
+
+def measure(
+    feed: Feed, model: nn.Module, sites: Sequence[str], progress: Callable[[int, int], None]
+) -> dict[str, FitResult]:
+    """One pass: the fit of every site. The first batch sets the centres and is then counted too."""
+    gauges: dict[str, Fit] = {}
+    done = 0
+
+    def listener(site: str, x: Tensor, y: Tensor) -> None:
+        if site not in gauges:
+            gauges[site] = Fit(x.double().mean(0), y.double().mean(0))
+        gauges[site].update(x, y, group)
+
+    for batch in feed.batches:
+        group = batch.group
+        mask = feed.inputs(batch)[1] if feed.is_text else None
+        with torch.inference_mode(), watch(model, list(sites), listener, mask):
+            try:
+                feed.run(model, batch)()
+            except RuntimeError as error:
+                raise InputError(
+                    f"model {feed.loaded.name!r} refuses the data: {str(error).splitlines()[0]} "
+                    "Check that the data has the shape that the model was made for."
+                ) from error
+        done += len(batch.units)
+        progress(done, sum(len(b.units) for b in feed.batches))
+    missing = [site for site in sites if site not in gauges]
+    if missing:
+        raise InputError(
+            f"site {missing[0]!r} was never called in a forward pass. Choose a site that runs."
+        )
+    return {site: gauges[site].compute() for site in sites}
+
+
+def warnings_of(result: FitResult) -> list[str]:
+    """What a reader must know before trusting a reading."""
+    warnings = []
+    width = len(result.affine.weight)
+    if result.rows < ROWS_PER_DIMENSION * width:
+        warnings.append(
+            f"{result.rows} rows for {width} dimensions; at least "
+            f"{ROWS_PER_DIMENSION * width} are wanted, so the fit is held back by its sample."
+        )
+    if math.isnan(result.scores["raw"].value):
+        warnings.append("The site is constant or not finite on this data: no score exists.")
+    elif result.leading_share > LEADING_SHARE:
+        warnings.append(
+            f"One dimension holds {result.leading_share:.0%} of the output's variance; "
+            "raw scores speak of it alone. See `whitened`."
+        )
+    return warnings
+
+
+def readings_of(site: str, result: FitResult, units: int) -> list[Reading]:
+    """The readings of the fit gauge at one site, without controls from other models."""
+    samples = {"units": units, "rows": result.rows}
+    warnings = warnings_of(result)
+    details = {"rank": result.rank, "ridges": result.ridges, "per": "position"}
+    readings = []
+    for variant, score in result.scores.items():
+        controls: dict[str, Any] = {}
+        if variant == "raw" and result.residual_alone is not None:
+            alone = result.residual_alone
+            controls["residual"] = {"value": alone.value, "interval": alone.interval}
+        sums = {"residual_by_group": score.residual, "total_by_group": score.total}
+        readings.append(
+            Reading(
+                "features", site, "fit", variant, score.value, score.interval, samples,
+                controls, warnings, details | sums,
+            )
+        )  # fmt: skip
+    readings.append(
+        Reading(
+            "features", site, "fit", "procrustes", result.procrustes, None, samples, {},
+            [*warnings, "In-sample: scored on the rows it was fitted to."], details,
+        )
+    )  # fmt: skip
+    return readings
+
+
+def survey_model(
+    loaded: Loaded,
+    units: Units,
+    *,
+    sites: list[str] | None,
+    batch_size: int,
+    seed: int,
+    has_controls: bool,
+    progress: Progress,
+) -> ModelReport:
+    """Readings of one model, each beside fresh and shuffled weights if `has_controls`."""
+    started = time.perf_counter()
+    feed = Feed(loaded, units, batch_size, seed)
+    names = find_sites(loaded.model, sites)
+
+    def pass_over(model: nn.Module, what: str) -> dict[str, FitResult]:
+        label = f"{loaded.name} ({what})"
+        return measure(feed, model, names, lambda done, total: progress(label, done, total))
+
+    results = pass_over(loaded.model, "trained")
+    trained_seconds = time.perf_counter() - started
+    controls = {}
+    if has_controls:
+        controls["fresh"] = pass_over(loaded.fresh(seed), "fresh weights")
+        controls["shuffled"] = pass_over(shuffled(loaded.model, seed), "shuffled weights")
+    readings = []
+    for site in names:
+        for reading in readings_of(site, results[site], len(units)):
+            beside = dict(reading.controls)
+            for control, of_site in controls.items():
+                if reading.variant == "procrustes":
+                    beside[control] = {"value": of_site[site].procrustes, "interval": None}
+                else:
+                    score = of_site[site].scores[reading.variant]
+                    beside[control] = {"value": score.value, "interval": score.interval}
+            readings.append(replace(reading, controls=beside))
+    cost = {
+        "trained_pass_seconds": trained_seconds,
+        "seconds": time.perf_counter() - started,
+    }
+    rows = max(result.rows for result in results.values())
+    return ModelReport(loaded.name, units.name, len(units), rows, names, readings, cost)
+
+
+def survey(
+    models: Sequence[str],
+    data: str = "demo:digits",
+    *,
+    column: str = "text",
+    sites: list[str] | None = None,
+    rows: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    has_controls: bool = True,
+    progress: Progress = lambda label, done, total: None,
+) -> Report:
+    """Survey `models` on `data`: the held-out fit at every site, beside its controls.
+
+    `sites` are module paths or globs, the model's repeated blocks if None; `rows` keeps the
+    first so many units (documents or images). `progress` is told label, units done and total.
+
+    Cost: one forward pass and the moments for each model, two more with controls.
+
+    Raises: `InputError` (`LoadError` for files) for anything that cannot be used.
+    """
+    started = time.perf_counter()
+    units = load_data(data, column).first(rows)
+    reports = [
+        survey_model(
+            load_model(name), units, sites=sites, batch_size=batch_size, seed=seed,
+            has_controls=has_controls, progress=progress,
+        )
+        for name in models
+    ]  # fmt: skip
+    packages = ("secant", "torch", "torchmetrics", "numpy")
+    return Report(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=seed,
+        versions={"python": platform.python_version()} | {p: version(p) for p in packages},
+        hardware=f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        cost={"seconds": time.perf_counter() - started},
+        models=reports,
+    )

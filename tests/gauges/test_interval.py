@@ -1,0 +1,183 @@
+"""The interval for a held-out R2: its coverage in simulation, and cases known in closed form."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import t as student
+
+from secant.errors import InputError
+from secant.gauges.interval import FOLDS, GROUPS, ratio_interval
+
+INPUTS, OUTPUTS, ROWS = 4, 2, 7
+NOISE_UNIT, NOISE_ROW, X_VAR = 1.0, 1.5, 2.0
+_weights = np.random.default_rng(0)
+W = _weights.normal(size=(INPUTS, OUTPUTS))
+A = 0.5 * _weights.normal(size=(INPUTS, OUTPUTS))
+
+
+# The scale of a unit multiplies its inputs and its noise: name -> (draw, E s, E s^2).
+SCALES = {
+    "light": (lambda rng, n: np.ones(n), 1.0, 1.0),
+    "heavy_t5": (
+        lambda rng, n: 1 / np.sqrt(rng.chisquare(5, n) / 5),
+        math.sqrt(2.5) * math.gamma(2.0) / math.gamma(2.5),
+        5 / 3,
+    ),
+    "heavy_lognormal": (
+        lambda rng, n: np.exp(0.5 * rng.standard_normal(n)),
+        math.exp(0.125),
+        math.exp(0.5),
+    ),
+}
+
+
+def population_moment(scale: str) -> np.ndarray:
+    """E z z' of z = (1, x, y) with y = x W + |x| A + noise, all times the scale of the unit."""
+    _, first, second = SCALES[scale]
+    x, y = slice(1, 1 + INPUTS), slice(1 + INPUTS, None)
+    mean_abs = math.sqrt(2 * X_VAR / math.pi)
+    mean_y = mean_abs * A.sum(0)
+    moment = np.zeros((1 + INPUTS + OUTPUTS,) * 2)
+    moment[0, 0] = 1.0
+    moment[x, x] = second * X_VAR * np.eye(INPUTS)
+    moment[x, y] = second * X_VAR * W
+    moment[y, x] = moment[x, y].T
+    moment[0, y] = moment[y, 0] = first * mean_y
+    moment[y, y] = second * (
+        X_VAR * W.T @ W
+        + (X_VAR - mean_abs**2) * A.T @ A
+        + np.outer(mean_y, mean_y)
+        + (NOISE_UNIT**2 + NOISE_ROW**2) * np.eye(OUTPUTS)
+    )
+    return moment
+
+
+def replicate(rng, reps, units, scale):
+    """True R2 of the fitted maps, and the group sums, in ``reps`` data sets."""
+    sizes = rng.integers(1, ROWS + 1, size=(reps, units))
+    s = SCALES[scale][0](rng, (reps, units))[..., None, None]
+    shape = (reps, units, ROWS)
+    x = rng.standard_normal((reps, units, 1, INPUTS)) + rng.standard_normal((*shape, INPUTS))
+    noise = NOISE_UNIT * rng.standard_normal((reps, units, 1, OUTPUTS))
+    noise = noise + NOISE_ROW * rng.standard_normal((*shape, OUTPUTS))
+    z = np.concatenate([np.ones((*shape, 1)), s * x, s * (x @ W + np.abs(x) @ A + noise)], -1)
+    z *= (np.arange(ROWS) < sizes[..., None])[..., None]
+    grams = np.swapaxes(z, -1, -2) @ z
+    groups = np.add.reduceat(grams, np.arange(GROUPS) * units // GROUPS, axis=1)
+    folds = groups.reshape(reps, FOLDS, GROUPS // FOLDS, *groups.shape[2:]).sum(2)
+    train = folds.sum(1, keepdims=True) - folds
+    p = 1 + INPUTS
+    slopes = np.linalg.solve(train[..., :p, :p], train[..., :p, p:])
+    means = np.zeros_like(slopes)
+    means[..., :1, :] = train[..., :1, p:] / train[..., :1, :1]
+    eye = np.broadcast_to(np.eye(OUTPUTS), (reps, FOLDS, OUTPUTS, OUTPUTS))
+    sums, true = [], []
+    for coefficients in (slopes, means):
+        c = np.concatenate([-coefficients, eye], -2)
+        square = c @ np.swapaxes(c, -1, -2)
+        sums.append((groups * np.repeat(square, GROUPS // FOLDS, axis=1)).sum((2, 3)))
+        true.append((square * population_moment(scale)).sum((1, 2, 3)))
+    return 1 - true[0] / true[1], sums[0], sums[1]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("units", "reps"), [(50, 4000), (200, 3000), (1000, 1500)])
+def test_interval_covers_the_r2_of_the_fitted_maps(scale, units, reps):
+    rng = np.random.default_rng([0, units])
+    chunk = 20000 // units
+    hits, done = 0, 0
+    while done < reps:
+        truth, residual, total = replicate(rng, chunk, units, scale)
+        for value, r, t in zip(truth, torch.tensor(residual), torch.tensor(total), strict=True):
+            low, high = ratio_interval(r, t)
+            hits += low <= value <= high
+        done += chunk
+    coverage = hits / done
+    print(f"{scale} units={units} reps={done} coverage={coverage:.4f}")
+    assert 0.92 <= coverage <= 0.98
+
+
+def test_equal_totals_give_the_hand_computed_jackknife():
+    r = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    t = torch.full((3,), 10.0, dtype=torch.float64)
+    left = [math.log(5 / 20), math.log(4 / 20), math.log(3 / 20)]
+    mean = sum(left) / 3
+    reach = student.ppf(0.95, 2) * math.sqrt(2 / 3 * sum((v - mean) ** 2 for v in left))
+    low, high = ratio_interval(r, t, level=0.9)
+    assert low == pytest.approx(1 - 0.2 * math.exp(reach), rel=1e-12)
+    assert high == pytest.approx(1 - 0.2 * math.exp(-reach), rel=1e-12)
+
+
+def test_constant_ratio_has_no_width():
+    t = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    assert ratio_interval(0.25 * t, t) == pytest.approx((0.75, 0.75), abs=1e-12)
+
+
+def test_common_scale_and_order_do_not_matter():
+    r, t = torch.rand(2, GROUPS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = ratio_interval(r, t + 1)
+    assert ratio_interval(1e-200 * r, 1e-200 * (t + 1)) == pytest.approx(expected)
+    assert ratio_interval(r.flip(0), (t + 1).flip(0)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("left", [0.0, 1e-30])
+def test_affine_map_gives_one(left):
+    residual = torch.zeros(GROUPS, dtype=torch.float64)
+    residual[3] = left
+    assert ratio_interval(residual, torch.ones(GROUPS)) == (1.0, 1.0)
+
+
+def test_one_group_with_everything_says_nothing_is_known():
+    one = torch.tensor([0.0, 0.0, 2.0])
+    assert ratio_interval(one, torch.ones(3)) == (-math.inf, 1.0)
+    assert ratio_interval(torch.ones(3), one) == (-math.inf, 1.0)
+
+
+def test_one_nearly_whole_group_stays_ordered():
+    low, high = ratio_interval(torch.ones(3), torch.tensor([1e-12, 1e-12, 1.0]))
+    assert low <= -2.0 <= high <= 1.0
+
+
+def test_higher_level_is_wider():
+    r, t = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.full((4,), 10.0)
+    low, high = ratio_interval(r, t)
+    wide_low, wide_high = ratio_interval(r, t, level=0.99)
+    assert wide_low < low < high < wide_high
+
+
+def test_uneven_totals_take_fewer_degrees_of_freedom():
+    r = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    t = torch.tensor([5.0, 5.0, 10.0, 30.0], dtype=torch.float64)
+    left = torch.log((10 - r) / (50 - t))
+    se = math.sqrt(0.75 * float(((left - left.mean()) ** 2).sum()))
+    reach = student.ppf(0.975, 2500 / 1050 - 1) * se
+    expected = (1 - 0.2 * math.exp(reach), 1 - 0.2 * math.exp(-reach))
+    assert ratio_interval(r, t) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_not_finite_gives_nan(bad):
+    values = torch.tensor([1.0, bad, 1.0])
+    assert all(map(math.isnan, ratio_interval(values, torch.ones(3))))
+    assert all(map(math.isnan, ratio_interval(torch.ones(3), values)))
+
+
+def test_zero_total_gives_nan():
+    assert all(map(math.isnan, ratio_interval(torch.zeros(3), torch.zeros(3))))
+
+
+@pytest.mark.parametrize(
+    ("residual", "total", "level", "message"),
+    [
+        (torch.ones(4), torch.ones(5), 0.95, "one shape"),
+        (torch.ones(4, 1), torch.ones(4, 1), 0.95, "one shape"),
+        (torch.ones(2), torch.ones(2), 0.95, "at least 3 groups"),
+        (torch.tensor([1.0, -1.0, 1.0]), torch.ones(3), 0.95, "negative"),
+        (torch.ones(3), torch.ones(3), 1.0, "level"),
+    ],
+)
+def test_unusable_input_is_refused(residual, total, level, message):
+    with pytest.raises(InputError, match=message):
+        ratio_interval(residual, total, level)
