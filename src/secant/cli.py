@@ -35,7 +35,9 @@ def report(
     site: Annotated[list[str] | None, typer.Option(help="Site or glob; may repeat.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Use the first ROWS units.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Units a forward pass.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of folds and controls.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=-(2**63), max=2**63 - 1, help="Seed of folds and controls.")
+    ] = 0,
     controls: Annotated[bool, typer.Option(help="Also survey fresh and shuffled weights.")] = True,
     out: Annotated[Path, typer.Option(help="Folder for report.json, report.html.")] = Path(
         "reports/latest"
@@ -55,7 +57,9 @@ def report(
     check_writable(out)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    err = Console(stderr=True)
+    # Off in pipes and erased at the end: an error is then the only line on stderr.
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         tasks: dict[str, object] = {}
 
         def progress(label: str, done: int, total: int) -> None:

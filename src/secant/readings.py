@@ -101,8 +101,15 @@ def check_writable(folder: Path) -> None:
 
 def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_suffix(path.suffix + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary.is_file():
+            temporary.unlink()
+        raise InputError(
+            f"cannot write {str(path)!r} ({error.strerror}). Name another folder with --out."
+        ) from error
 
 
 def _plain(value: Any) -> Any:

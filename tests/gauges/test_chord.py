@@ -133,9 +133,9 @@ def test_pickling_keeps_state_and_settings() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_narrow_floats_are_summed_in_float64(dtype: torch.dtype) -> None:
-    """256² overflows float16; the ends and middle of x² at (0, 16, 32)/2 do not."""
+    """x² at 0, 16, 32: bend and quarter chord are 256, whose square overflows float16."""
     gauge = Chord()
-    gauge.update(*torch.tensor([[0.0], [64.0], [256.0]], dtype=dtype))
+    gauge.update(*torch.tensor([[0.0], [256.0], [1024.0]], dtype=dtype))
     assert gauge.compute().dtype == torch.float64
     assert gauge.compute().item() == 1
 
@@ -144,7 +144,7 @@ def test_narrow_floats_are_summed_in_float64(dtype: torch.dtype) -> None:
 def test_what_is_no_number_reads_nan(bad: float) -> None:
     """1e200 is finite, its square is not; a bend of 0 over it is not a 0."""
     gauge = Chord()
-    gauge.update(*torch.tensor([[-bad], [0.0], [bad]]).double())
+    gauge.update(*torch.tensor([[-bad], [0.0], [bad]], dtype=torch.float64))
     assert math.isnan(gauge.compute().item())
 
 

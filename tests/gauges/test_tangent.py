@@ -129,7 +129,7 @@ def test_narrow_floats_are_summed_in_float64(dtype: torch.dtype) -> None:
 def test_what_is_no_number_reads_nan(bad: float) -> None:
     """1e200 is finite, its square is not; a departure of 0 over it is not a 0."""
     gauge = Tangent()
-    gauge.update(*torch.tensor([[0.0], [bad], [bad]]).double())
+    gauge.update(*torch.tensor([[0.0], [bad], [bad]], dtype=torch.float64))
     assert math.isnan(gauge.compute().item())
 
 

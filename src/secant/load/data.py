@@ -58,7 +58,13 @@ def load_data(source: str, column: str = "text") -> Units:
             ".npy or .safetensors file."
         )
     if path.suffix in {".npy", ".safetensors"}:
-        units = Units(path.name, tensor=_read_tensor(path))
+        tensor = _read_tensor(path)
+        if tensor.ndim == 0 or tensor.is_complex():
+            raise LoadError(
+                f"data {source!r} must be a real tensor whose first dimension is the unit; got "
+                f"{tensor.dtype} of shape {tuple(tensor.shape)}. Save one row for each unit."
+            )
+        units = Units(path.name, tensor=tensor)
     else:
         units = Units(path.name, texts=_read_texts(path, column))
     if len(units) == 0:
@@ -79,7 +85,7 @@ def _read_tensor(path: Path) -> Tensor:
             raise LoadError(
                 f"data {str(path)!r} is not valid safetensors ({error}). Write it again."
             ) from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         if isinstance(error, LoadError):
             raise
         raise LoadError(
@@ -107,13 +113,13 @@ def _read_texts(path: Path, column: str) -> list[str]:
                     f"data {str(path)!r}: unknown kind {path.suffix!r}. "
                     "Use .txt, .jsonl, .csv, .npy or .safetensors."
                 )
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise LoadError(
             f"data {str(path)!r} cannot be read ({error}). Save it as UTF-8 in its own format."
         ) from error
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict) or not isinstance(record.get(column), str):
-            found = sorted(record) if isinstance(record, dict) else type(record).__name__
+            found = sorted(map(str, record)) if isinstance(record, dict) else type(record).__name__
             raise LoadError(
                 f"data {str(path)!r}, record {number}: no text in column {column!r}; "
                 f"found {found}. Name the text column with --column."

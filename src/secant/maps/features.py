@@ -41,7 +41,14 @@ def rows(features: Tensor, mask: Tensor | None) -> Tensor:
     if features.ndim == 2:
         return features
     if features.ndim == 3:
-        return features[mask] if mask is not None else features.flatten(0, 1)
+        if mask is None:
+            return features.flatten(0, 1)
+        if mask.shape != features.shape[:2]:
+            raise InputError(
+                f"features of shape {tuple(features.shape)} do not begin with the mask's "
+                f"{tuple(mask.shape)} (batch, length). Choose another site."
+            )
+        return features[mask]
     if features.ndim == 4:
         return features.movedim(1, -1).flatten(0, 2)
     raise InputError(
@@ -56,15 +63,15 @@ def watch(
 ) -> Iterator[None]:
     """Call `listener(site, x, y)` with the rows of each site in every forward within."""
     handles = []
-    for site in sites:
-
-        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any, site: str = site) -> None:
-            x = first_tensor(args if args else kwargs, site, "input")
-            y = first_tensor(output, site, "output")
-            listener(site, rows(x, mask), rows(y, mask))
-
-        handles.append(model.get_submodule(site).register_forward_hook(hook, with_kwargs=True))
     try:
+        for site in sites:
+
+            def hook(_: nn.Module, args: Any, kwargs: Any, output: Any, site: str = site) -> None:
+                x = first_tensor(args if args else kwargs, site, "input")
+                y = first_tensor(output, site, "output")
+                listener(site, rows(x, mask), rows(y, mask))
+
+            handles.append(model.get_submodule(site).register_forward_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:

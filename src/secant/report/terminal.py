@@ -23,7 +23,8 @@ def _with_interval(reading: Reading) -> str:
     if reading.interval is None:
         return _number(reading.value)
     low, high = reading.interval
-    return f"{_number(reading.value)} [dim]({_number(low)} to {_number(high)})[/dim]"
+    assert reading.value is not None
+    return f"{_number(reading.value)} ±{max(high - reading.value, reading.value - low):.3f}"
 
 
 def _control(reading: Reading, name: str) -> str:
@@ -33,11 +34,15 @@ def _control(reading: Reading, name: str) -> str:
 
 def render_terminal(report: ModelReport) -> Table:
     """One line a site: raw R² beside the residual alone, `beyond` beside its controls."""
-    table = Table(title=escape(f"{report.name} on {report.data}: {report.units} units"))
-    table.add_column("site")
-    for name in ("raw R²", "residual alone", "beyond", "beyond, fresh", "beyond, shuffled"):
+    table = Table(
+        title=escape(f"{report.name} on {report.data}: {report.units} units"),
+        caption="fresh, shuffled: `beyond` of the same architecture with new weights, and with "
+        "each tensor's entries permuted; ±: half-width of the 95 % interval, its longer side",
+    )
+    table.add_column("site", overflow="fold", min_width=10)
+    for name in ("raw R²", "residual alone", "beyond", "fresh", "shuffled"):
         table.add_column(name, justify="right")
-    table.add_column("warnings")
+    table.add_column("warn", justify="right")
     by_site: dict[str, dict[str, Reading]] = {}
     for reading in report.readings:
         by_site.setdefault(reading.site, {})[reading.variant] = reading
