@@ -148,7 +148,7 @@ def test_a_seed_out_of_range_is_refused(run, tmp_path):
 
 
 def test_a_survey_writes_both_files(run, tmp_path):
-    code, out, err = run(
+    code, _, err = run(
         "report", "demo:linear", "--rows", 300, "--no-controls", "--out", tmp_path
     )  # fmt: skip
     assert code == 0, err

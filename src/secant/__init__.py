@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from secant.gauges.fit import Fit as Fit
     from secant.readings import Reading as Reading
     from secant.readings import Report as Report
-    from secant.survey import survey as survey
+    from secant.surveys import survey as survey
 
 _HOME = {
     "Fit": "secant.gauges.fit",
@@ -21,7 +21,7 @@ _HOME = {
     "Reading": "secant.readings",
     "Report": "secant.readings",
     "SecantError": "secant.errors",
-    "survey": "secant.survey",
+    "survey": "secant.surveys",
 }
 
 __all__ = ["Fit", "InputError", "LoadError", "Reading", "Report", "SecantError", "survey"]

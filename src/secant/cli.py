@@ -52,7 +52,7 @@ def report(
 
     from secant.readings import check_writable
     from secant.report.terminal import render_terminal
-    from secant.survey import survey
+    from secant.surveys import survey
 
     check_writable(out)
     console = Console()

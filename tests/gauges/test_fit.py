@@ -103,9 +103,21 @@ def test_affine_map_reads_one_and_is_given_back() -> None:
     result = fit(x, x @ weight + bias, groups)
     for name, found in result.scores.items():
         assert found.value == pytest.approx(1, abs=1e-10), name
+        assert found.interval == pytest.approx((1, 1), abs=1e-10), name
     assert result.procrustes == pytest.approx(1, abs=1e-12)
     torch.testing.assert_close(result.affine.weight, weight, atol=1e-9, rtol=0)
     torch.testing.assert_close(result.affine.bias, bias, atol=1e-9, rtol=0)
+
+
+def test_float32_affine_layer_has_a_closed_interval() -> None:
+    """What float32 rounding leaves is far under the sums' own rounding: no spread of it is read."""
+    x, _, groups = draw(width=64)
+    layer = torch.nn.Linear(64, 64)
+    with torch.no_grad():
+        result = fit(x.float(), layer(x.float()), groups)
+    for name in ("raw", "beyond", "update"):
+        low, high = result.scores[name].interval or (float("nan"), 0)
+        assert 1 - 1e-9 < low <= high <= 1, name
 
 
 def test_affine_map_to_another_width_is_given_back() -> None:
@@ -189,7 +201,7 @@ def test_batching_and_centres_do_not_matter() -> None:
 
 
 def test_states_survive_pickling_and_reset() -> None:
-    x, y, groups = draw()
+    x, y, _ = draw()
     gauge = Fit(x.mean(0), y.mean(0))
     gauge.update(x, y, 0)
     copy = pickle.loads(pickle.dumps(gauge))

@@ -286,3 +286,17 @@ def test_zero_total_gives_nan():
 def test_unusable_input_is_refused(residual, total, level, message):
     with pytest.raises(InputError, match=message):
         ratio_interval(residual, total, level)
+
+
+def test_one_heavy_group_of_a_nearly_affine_map_gives_a_narrow_interval() -> None:
+    """Equal totals 1, residuals near 0 but for one r: the jackknife in closed form.
+
+    Leaving out g gives (R - r_g) / 9: values r / 9 nine times and 0 once, so the spread is
+    se² = 9/10 · (9 (r/90)² + (r/10)²) = (r/10)², and R / T = r / 10 too.
+    """
+    residual = torch.full((10,), 1e-30, dtype=torch.float64)
+    residual[3] = heavy = 1e-6
+    low, high = ratio_interval(residual, torch.ones(10, dtype=torch.float64))
+    quantile = 2.2621571628540993  # Student t, 9 degrees of freedom, 97.5 %
+    assert 1 - low == pytest.approx((1 + quantile) * heavy / 10, rel=1e-6)
+    assert high == 1

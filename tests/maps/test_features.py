@@ -95,7 +95,7 @@ def test_a_site_without_tensors_is_an_input_error():
             return "words"
 
     net = nn.Sequential(Words())
-    with pytest.raises(InputError, match="'0'.*output"):
+    with pytest.raises(InputError, match=r"'0'.*output"):
         seen(net, ["0"], torch.zeros(2, 2))
     assert hooks(net) == 0
 

@@ -150,9 +150,21 @@ def output_moments(held: Moments, *, is_update: bool) -> Tensor:
     return held.xx + held.xt + held.xt.T + held.tt
 
 
-def score(residual: list[Tensor], total: list[Tensor]) -> Score:
-    """Pool the groups; nan where the total is 0, for then there is nothing to explain."""
+def rounding_share(held: Moments, weight: Tensor) -> Tensor:
+    """The part of `held.tt` below which `residual_sum` is rounding: width · eps of its terms."""
+    terms = held.tt.trace() + 2 * (weight * held.xt).sum().abs()
+    terms = terms + (weight * (held.xx @ weight)).sum().abs()
+    return len(weight) * torch.finfo(torch.float64).eps * terms
+
+
+def score(residual: list[Tensor], total: list[Tensor], *, is_exact: bool = False) -> Score:
+    """Pool the groups; nan where the total is 0, for then there is nothing to explain.
+
+    `is_exact` says that the residual is all rounding: it counts as 0, and the score as 1.
+    """
     rss, tss = torch.stack(residual), torch.stack(total)
+    if is_exact:
+        rss = torch.zeros_like(rss)
     if not bool(tss.sum() > 0):
         return Score(float("nan"), None, rss.tolist(), tss.tolist())
     value = float(1 - rss.sum() / tss.sum())
@@ -180,7 +192,7 @@ def fit_from_sums(groups: Moments, fold_of: list[int], *, is_update: bool) -> Fi
         *(torch.stack(parts) for parts in zip(*(groups.total(m) for m in members), strict=True))
     )
     pairs = inner_losses(folds)
-    names = ("rss", "raw", "update", "scalar", "white_rss", "white")
+    names = ("rss", "rounding", "raw", "update", "scalar", "white_rss", "white")
     sums: dict[str, list[Tensor]] = {name: [] for name in names}
     ranks, ridges = [], []
     for k, groups_of_fold in enumerate(members):
@@ -200,6 +212,7 @@ def fit_from_sums(groups: Moments, fold_of: list[int], *, is_update: bool) -> Fi
             crossed = weight.T @ held.xt
             error = held.tt - crossed - crossed.T + weight.T @ held.xx @ weight
             sums["rss"].append(error.trace().clamp_min(0))
+            sums["rounding"].append(rounding_share(held, weight))
             sums["raw"].append(output.trace().clamp_min(0))
             sums["update"].append(held.tt.trace().clamp_min(0))
             sums["white_rss"].append((whiten * (error @ whiten)).sum().clamp_min(0))
@@ -207,10 +220,11 @@ def fit_from_sums(groups: Moments, fold_of: list[int], *, is_update: bool) -> Fi
             if scale is not None:
                 bare = held.tt.trace() - 2 * scale * held.xt.trace() + scale**2 * held.xx.trace()
                 sums["scalar"].append(bare.clamp_min(0))
-    scores = {"raw": score(sums["rss"], sums["raw"])}
+    is_exact = bool(torch.stack(sums["rss"]).sum() <= torch.stack(sums["rounding"]).sum())
+    scores = {"raw": score(sums["rss"], sums["raw"], is_exact=is_exact)}
     if is_update:
-        scores["beyond"] = score(sums["rss"], sums["scalar"])
-        scores["update"] = score(sums["rss"], sums["update"])
+        scores["beyond"] = score(sums["rss"], sums["scalar"], is_exact=is_exact)
+        scores["update"] = score(sums["rss"], sums["update"], is_exact=is_exact)
     scores["whitened"] = score(sums["white_rss"], sums["white"])
     full = trained(everything)
     basis = eigen(full.centred)

@@ -41,6 +41,9 @@ def ratio_interval(residual: Tensor, total: Tensor, level: float = 0.95) -> tupl
 
     ``df`` is ``G - 1`` for groups of equal total, and less where a few heavy units carry the sum.
 
+    Where se exceeds 1, one group carries most of the residual and the logarithm is far from
+    straight over the spread: the same jackknife is then taken of R / T itself, cut at 1.
+
     Args:
         residual: shape ``(G,)``, not negative, ``G >= 3``.
         total: shape ``(G,)``, not negative.
@@ -106,6 +109,11 @@ def ratio_interval(residual: Tensor, total: Tensor, level: float = 0.95) -> tupl
     spread = float(np.sqrt((groups - 1) / groups * ((leave_out - leave_out.mean()) ** 2).sum()))
     # 1 / sum(t^2) - 1 with sum(t) = 1, written so that it stays above zero in rounding.
     freedom = float((t * t_rest).sum() / (t * t).sum())
+    if spread > 1.0:
+        parts = r_rest / t_rest
+        spread = float(np.sqrt((groups - 1) / groups * ((parts - parts.mean()) ** 2).sum()))
+        reach = float(student.ppf((1.0 + level) / 2.0, freedom)) * spread
+        return float(1.0 - ratio - reach), float(min(1.0 - ratio + reach, 1.0))
     reach = float(student.ppf((1.0 + level) / 2.0, freedom)) * spread if spread > 0.0 else 0.0
     with np.errstate(over="ignore"):
         low, high = 1.0 - ratio * np.exp(reach), 1.0 - ratio * np.exp(-reach)

@@ -1,6 +1,7 @@
-"""Survey: joins models, data and gauges into readings, one forward pass for each model.
+"""Surveys: joins models, data and gauges into readings, one forward pass for each model.
 
-Holds: ``survey`` and its parts.
+Holds: ``survey`` and its parts. Named apart from the function, which a submodule of one name
+would hide as ``secant.survey``.
 May import: torch, rich, and everything below in DESIGN.md's order.
 """
 
@@ -152,8 +153,8 @@ def readings_of(site: str, result: FitResult, units: int) -> list[Reading]:
         )  # fmt: skip
     readings.append(
         Reading(
-            "features", site, "fit", "procrustes", result.procrustes, None, samples, {},
-            [*warnings, "In-sample: scored on the rows it was fitted to."], details,
+            "features", site, "fit", "procrustes_in_sample", result.procrustes, None, samples, {},
+            warnings, details,
         )
     )  # fmt: skip
     return readings
@@ -189,7 +190,7 @@ def survey_model(
         for reading in readings_of(site, results[site], len(units)):
             beside = dict(reading.controls)
             for control, of_site in controls.items():
-                if reading.variant == "procrustes":
+                if reading.variant == "procrustes_in_sample":
                     beside[control] = {"value": of_site[site].procrustes, "interval": None}
                 else:
                     score = of_site[site].scores[reading.variant]
