@@ -11,12 +11,10 @@ import time
 
 import torch
 
-from secant.gauges.fit import Fit
 from secant.load.data import load_data
 from secant.load.models import load_model
-from secant.maps.features import watch
 from secant.maps.sites import find_sites
-from secant.surveys import Feed
+from secant.surveys import Feed, accumulate
 
 REPEATS = 3
 
@@ -31,19 +29,10 @@ def main() -> None:
         for _ in range(REPEATS):
             started = time.perf_counter()
             for batch in feed.batches:
-                feed.run(loaded.model, batch)()
+                feed.forward(loaded.model, batch)[0]()
             plain.append(time.perf_counter() - started)
-            gauges: dict[str, Fit] = {}
             started = time.perf_counter()
-            for batch in feed.batches:
-
-                def listener(site, x, y, group=batch.group, gauges=gauges):
-                    if site not in gauges:
-                        gauges[site] = Fit(x.double().mean(0), y.double().mean(0))
-                    gauges[site].update(x, y, group)
-
-                with watch(loaded.model, sites, listener, feed.inputs(batch)[1]):
-                    feed.run(loaded.model, batch)()
+            gauges = accumulate(feed, loaded.model, sites, lambda done, total: None)
             watched.append(time.perf_counter() - started)
             started = time.perf_counter()
             rows = {site: gauge.compute().rows for site, gauge in gauges.items()}

@@ -21,8 +21,6 @@ app = typer.Typer(
     help="Secant says in which sense, where and how far a neural network is linear.",
 )
 
-DEMOS = ["demo:linear", "demo:mlp", "demo:cnn", "demo:transformer"]
-
 
 @app.command()
 def report(
@@ -48,8 +46,9 @@ def report(
     Example: secant report demo:cnn demo:linear --out reports/first
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+    from secant.load.demo import DEMOS
     from secant.readings import check_writable
     from secant.report.terminal import render_terminal
     from secant.surveys import survey
@@ -60,16 +59,16 @@ def report(
     err = Console(stderr=True)
     # Off in pipes and erased at the end: an error is then the only line on stderr.
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        tasks: dict[str, object] = {}
+        tasks: dict[str, TaskID] = {}
 
         def progress(label: str, done: int, total: int) -> None:
             if label not in tasks:
                 tasks[label] = bar.add_task(label, total=total)
-            bar.update(tasks[label], completed=done)  # type: ignore[arg-type]
+            bar.update(tasks[label], completed=done)
 
         found = survey(
-            models or DEMOS, data, column=column, sites=site, rows=rows,
-            batch_size=batch_size, seed=seed, has_controls=controls, progress=progress,
+            models or [f"demo:{name}" for name in DEMOS], data, column=column, sites=site,
+            rows=rows, batch_size=batch_size, seed=seed, has_controls=controls, progress=progress,
         )  # fmt: skip
     for model in found.models:
         console.print(render_terminal(model))

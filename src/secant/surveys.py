@@ -11,7 +11,6 @@ import math
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from secant.engine.plan import Batch, plan_batches
 from secant.errors import InputError
-from secant.gauges.fit import Fit, FitResult
+from secant.gauges.fit import Fit, FitResult, Score
 from secant.gauges.interval import GROUPS
 from secant.load.data import Units, load_data
 from secant.load.models import Loaded, load_model, shuffled
@@ -60,58 +59,47 @@ class Feed:
             lengths = [1] * len(contents)
         self.batches = plan_batches(contents, lengths, groups=GROUPS, size=batch_size, seed=seed)
 
-    def run(self, model: nn.Module, batch: Batch) -> Callable[[], Any]:
-        """The forward call of one batch, to be made while the sites are watched."""
-        return lambda: model(**self.inputs(batch)[0]) if self.is_text else model(self.rows(batch))
-
-    @property
-    def is_text(self) -> bool:
-        """Whether units are texts."""
-        return self.loaded.tokenizer is not None
-
-    def rows(self, batch: Batch) -> Tensor:
-        """The batch of a tensor data set."""
-        return self.tensor[list(batch.units)]
-
-    def inputs(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Padded token ids and their mask."""
-        padded = self.loaded.tokenizer.pad(  # type: ignore[union-attr]
+    def forward(self, model: nn.Module, batch: Batch) -> tuple[Callable[[], Any], Tensor | None]:
+        """The forward call of one batch, to be made while sites are watched, and its mask."""
+        if self.loaded.tokenizer is None:
+            tensor = self.tensor[list(batch.units)]
+            return lambda: model(tensor), None
+        padded = self.loaded.tokenizer.pad(
             {"input_ids": [self.ids[unit] for unit in batch.units]}, return_tensors="pt"
         )
-        return dict(padded), padded["attention_mask"].bool()
+        return lambda: model(**padded), padded["attention_mask"].bool()
 
 
-def measure(
+def accumulate(
     feed: Feed, model: nn.Module, sites: Sequence[str], progress: Callable[[int, int], None]
-) -> dict[str, FitResult]:
-    """One pass: the fit of every site. The first batch sets the centres and is then counted too."""
+) -> dict[str, Fit]:
+    """One pass: the sums of every site. The first batch sets the centres and counts as well."""
     gauges: dict[str, Fit] = {}
-    done = 0
+    done, total = 0, sum(len(batch.units) for batch in feed.batches)
 
     def listener(site: str, x: Tensor, y: Tensor) -> None:
         if site not in gauges:
             gauges[site] = Fit(x.double().mean(0), y.double().mean(0))
-        gauges[site].update(x, y, group)
+        gauges[site].update(x, y, batch.group)
 
     for batch in feed.batches:
-        group = batch.group
-        mask = feed.inputs(batch)[1] if feed.is_text else None
+        forward, mask = feed.forward(model, batch)
         with torch.inference_mode(), watch(model, list(sites), listener, mask):
             try:
-                feed.run(model, batch)()
+                forward()
             except RuntimeError as error:
                 raise InputError(
                     f"model {feed.loaded.name!r} refuses the data: {str(error).splitlines()[0]} "
                     "Check that the data has the shape that the model was made for."
                 ) from error
         done += len(batch.units)
-        progress(done, sum(len(b.units) for b in feed.batches))
+        progress(done, total)
     missing = [site for site in sites if site not in gauges]
     if missing:
         raise InputError(
             f"site {missing[0]!r} was never called in a forward pass. Choose a site that runs."
         )
-    return {site: gauges[site].compute() for site in sites}
+    return gauges
 
 
 def warnings_of(result: FitResult) -> list[str]:
@@ -133,30 +121,38 @@ def warnings_of(result: FitResult) -> list[str]:
     return warnings
 
 
-def readings_of(site: str, result: FitResult, units: int) -> list[Reading]:
-    """The readings of the fit gauge at one site, without controls from other models."""
+def scores_of(result: FitResult) -> dict[str, Score]:
+    """Every variant of the fit, the in-sample one among them, which has no interval."""
+    in_sample = Score(result.procrustes, None, [], [])
+    return result.scores | {"procrustes_in_sample": in_sample}
+
+
+def as_control(score: Score) -> dict[str, Any]:
+    """A score as it stands beside a reading."""
+    return {"value": score.value, "interval": score.interval}
+
+
+def readings_of(
+    site: str, result: FitResult, controls: dict[str, FitResult], units: int
+) -> list[Reading]:
+    """The readings of the fit gauge at one site, beside the same site of each control."""
     samples = {"units": units, "rows": result.rows}
     warnings = warnings_of(result)
     details = {"rank": result.rank, "ridges": result.ridges, "per": "position"}
     readings = []
-    for variant, score in result.scores.items():
-        controls: dict[str, Any] = {}
+    for variant, score in scores_of(result).items():
+        beside = {}
         if variant == "raw" and result.residual_alone is not None:
-            alone = result.residual_alone
-            controls["residual"] = {"value": alone.value, "interval": alone.interval}
+            beside["residual"] = as_control(result.residual_alone)
+        for name, control in controls.items():
+            beside[name] = as_control(scores_of(control)[variant])
         sums = {"residual_by_group": score.residual, "total_by_group": score.total}
         readings.append(
             Reading(
                 "features", site, "fit", variant, score.value, score.interval, samples,
-                controls, warnings, details | sums,
+                beside, warnings, details | (sums if score.total else {}),
             )
         )  # fmt: skip
-    readings.append(
-        Reading(
-            "features", site, "fit", "procrustes_in_sample", result.procrustes, None, samples, {},
-            warnings, details,
-        )
-    )  # fmt: skip
     return readings
 
 
@@ -177,7 +173,8 @@ def survey_model(
 
     def pass_over(model: nn.Module, what: str) -> dict[str, FitResult]:
         label = f"{loaded.name} ({what})"
-        return measure(feed, model, names, lambda done, total: progress(label, done, total))
+        gauges = accumulate(feed, model, names, lambda done, total: progress(label, done, total))
+        return {site: gauge.compute() for site, gauge in gauges.items()}
 
     results = pass_over(loaded.model, "trained")
     trained_seconds = time.perf_counter() - started
@@ -187,15 +184,8 @@ def survey_model(
         controls["shuffled"] = pass_over(shuffled(loaded.model, seed), "shuffled weights")
     readings = []
     for site in names:
-        for reading in readings_of(site, results[site], len(units)):
-            beside = dict(reading.controls)
-            for control, of_site in controls.items():
-                if reading.variant == "procrustes_in_sample":
-                    beside[control] = {"value": of_site[site].procrustes, "interval": None}
-                else:
-                    score = of_site[site].scores[reading.variant]
-                    beside[control] = {"value": score.value, "interval": score.interval}
-            readings.append(replace(reading, controls=beside))
+        beside = {control: of_site[site] for control, of_site in controls.items()}
+        readings += readings_of(site, results[site], beside, len(units))
     cost = {
         "trained_pass_seconds": trained_seconds,
         "seconds": time.perf_counter() - started,

@@ -18,10 +18,11 @@ from torchmetrics import Metric
 
 from secant.errors import InputError
 from secant.gauges.interval import FOLDS, GROUPS, ratio_interval
-from secant.gauges.moments import Moments, moments, recentred
+from secant.gauges.moments import Moments, check_rows, moments, recentred
 
 RIDGES = (0.0, 1e-6, 1e-4, 1e-2, 1.0)  # in units of the mean eigenvalue of the inputs
 RANK_CUT = 1e-12  # float64 sums carry eigenvalues down to about here
+EPSILON = torch.finfo(torch.float64).eps
 WHITENED_CUT = 1e-9  # DESIGN.md: directions kept for `whitened`
 
 
@@ -129,11 +130,11 @@ def inner_losses(folds: Moments) -> dict[tuple[int, int, int], list[Tensor]]:
         for second in range(first + 1, count):
             train = trained(everything.minus(folds.of(first)).minus(folds.of(second)))
             basis = eigen(train.centred)
+            outer = basis.target @ basis.target.T
             for tested in (first, second):
                 held = recentred(folds.of(tested), train.x_mean, train.t_mean)
                 rotated = basis.vectors.T @ held.xx @ basis.vectors
                 crossed = basis.vectors.T @ held.xt
-                outer = basis.target @ basis.target.T
                 losses[first, second, tested] = []
                 for ridge in RIDGES:
                     shrink = shrinkage(basis.values, ridge)
@@ -148,13 +149,6 @@ def output_moments(held: Moments, *, is_update: bool) -> Tensor:
     if not is_update:
         return held.tt
     return held.xx + held.xt + held.xt.T + held.tt
-
-
-def rounding_share(held: Moments, weight: Tensor) -> Tensor:
-    """The part of `held.tt` below which `residual_sum` is rounding: width · eps of its terms."""
-    terms = held.tt.trace() + 2 * (weight * held.xt).sum().abs()
-    terms = terms + (weight * (held.xx @ weight)).sum().abs()
-    return len(weight) * torch.finfo(torch.float64).eps * terms
 
 
 def score(residual: list[Tensor], total: list[Tensor], *, is_exact: bool = False) -> Score:
@@ -210,9 +204,11 @@ def fit_from_sums(groups: Moments, fold_of: list[int], *, is_update: bool) -> Fi
             held = recentred(groups.of(g), train.x_mean, train.t_mean)
             output = output_moments(held, is_update=is_update)
             crossed = weight.T @ held.xt
-            error = held.tt - crossed - crossed.T + weight.T @ held.xx @ weight
+            explained = weight.T @ held.xx @ weight
+            error = held.tt - crossed - crossed.T + explained
+            terms = held.tt.trace() + 2 * crossed.trace().abs() + explained.trace().abs()
             sums["rss"].append(error.trace().clamp_min(0))
-            sums["rounding"].append(rounding_share(held, weight))
+            sums["rounding"].append(len(weight) * EPSILON * terms)
             sums["raw"].append(output.trace().clamp_min(0))
             sums["update"].append(held.tt.trace().clamp_min(0))
             sums["white_rss"].append((whiten * (error @ whiten)).sum().clamp_min(0))
@@ -220,6 +216,7 @@ def fit_from_sums(groups: Moments, fold_of: list[int], *, is_update: bool) -> Fi
             if scale is not None:
                 bare = held.tt.trace() - 2 * scale * held.xt.trace() + scale**2 * held.xx.trace()
                 sums["scalar"].append(bare.clamp_min(0))
+    # Less than width · eps of the terms it is the difference of is rounding, not residual.
     is_exact = bool(torch.stack(sums["rss"]).sum() <= torch.stack(sums["rounding"]).sum())
     scores = {"raw": score(sums["rss"], sums["raw"], is_exact=is_exact)}
     if is_update:
@@ -295,11 +292,7 @@ class Fit(Metric):
                 f"fit: `group` must lie in 0..{GROUPS - 1}; got {group}. "
                 "Hash units into groups with `secant.engine.plan.group_of`."
             )
-        if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
-            raise InputError(
-                "fit: `x` and `y` must be two-dimensional with one row each per sample; got "
-                f"{tuple(x.shape)} and {tuple(y.shape)}. Flatten batch and position into rows."
-            )
+        check_rows(x, y)
         x, y = x.double(), y.double()
         target = y - x - (self.y_centre - self.x_centre) if self.is_update else y - self.y_centre
         batch = moments(x - self.x_centre, target)

@@ -1,7 +1,7 @@
 """First and second moments of paired rows, as plain sums that add.
 
-Holds: ``Moments``, ``moments`` (rows to sums), ``recentred``.
-May import: torch, jaxtyping shapes (types only), ``secant.errors``.
+Holds: ``Moments``, ``check_rows``, ``moments`` (rows to sums), ``recentred``.
+May import: torch, ``secant.errors``.
 
 Everything held out is computed from these sums, so no row is ever kept.
 """
@@ -29,10 +29,6 @@ class Moments(NamedTuple):
     xt: Tensor  # (d, m)
     tt: Tensor  # (m, m)
 
-    def plus(self, other: Moments) -> Moments:
-        """Sums over both sets of rows."""
-        return Moments(*(a + b for a, b in zip(self, other, strict=True)))
-
     def minus(self, other: Moments) -> Moments:
         """Sums over the rows of this set that are not in `other`, a subset of it."""
         return Moments(*(a - b for a, b in zip(self, other, strict=True)))
@@ -46,13 +42,18 @@ class Moments(NamedTuple):
         return Moments(*(a[groups].sum(0) for a in self))
 
 
-def moments(x: Tensor, t: Tensor) -> Moments:
-    """Sums of one batch of rows, `x` (n, d) and `t` (n, m). Cost: n(d² + dm + m²) products."""
+def check_rows(x: Tensor, t: Tensor) -> None:
+    """Refuse what is not one row of each a sample."""
     if x.ndim != 2 or t.ndim != 2 or len(x) != len(t):
         raise InputError(
-            "fit: `x` and `t` must be two-dimensional with one row each per sample; got "
+            "fit: both tensors must be two-dimensional with one row each per sample; got "
             f"{tuple(x.shape)} and {tuple(t.shape)}. Flatten batch and position into rows."
         )
+
+
+def moments(x: Tensor, t: Tensor) -> Moments:
+    """Sums of one batch of rows, `x` (n, d) and `t` (n, m). Cost: n(d² + dm + m²) products."""
+    check_rows(x, t)
     x, t = x.double(), t.double()
     rows = torch.tensor(float(len(x)), dtype=torch.float64, device=x.device)
     return Moments(rows, x.sum(0), t.sum(0), x.T @ x, x.T @ t, t.T @ t)

@@ -73,21 +73,18 @@ def load_data(source: str, column: str = "text") -> Units:
 
 
 def _read_tensor(path: Path) -> Tensor:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         if path.suffix == ".npy":
             return torch.from_numpy(np.load(path, allow_pickle=False))
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise LoadError(
-                f"data {str(path)!r} is not valid safetensors ({error}). Write it again."
-            ) from error
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise LoadError(
+            f"data {str(path)!r} is not valid safetensors ({error}). Write it again."
+        ) from error
     except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, LoadError):
-            raise
         raise LoadError(
             f"data {str(path)!r} cannot be read as an array ({error}). "
             "Save plain numbers, without objects."
