@@ -11,10 +11,12 @@ import time
 
 import torch
 
+from secant.gauges.interval import GROUPS
 from secant.load.data import load_data
+from secant.load.feed import Feed
 from secant.load.models import load_model
 from secant.maps.sites import find_sites
-from secant.surveys import Feed, accumulate
+from secant.surveys import accumulate
 
 REPEATS = 3
 
@@ -22,7 +24,7 @@ REPEATS = 3
 def main() -> None:
     loaded = load_model(sys.argv[1])
     units = load_data(sys.argv[2]).first(int(sys.argv[3]) if len(sys.argv) > 3 else 600)
-    feed = Feed(loaded, units, batch_size=32, seed=0)
+    feed = Feed(loaded, units, groups=GROUPS, batch_size=32, seed=0)
     sites = find_sites(loaded.model)
     plain, watched, solved = [], [], []
     with torch.inference_mode():

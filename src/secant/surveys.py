@@ -18,56 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secant.engine.plan import Batch, plan_batches
 from secant.errors import InputError
 from secant.gauges.fit import Fit, FitResult, Score
 from secant.gauges.interval import GROUPS
 from secant.load.data import Units, load_data
+from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model, shuffled
-from secant.maps.features import watch
+from secant.maps.features import rows, watch
 from secant.maps.sites import find_sites
 from secant.readings import ModelReport, Reading, Report
 
 Progress = Callable[[str, int, int], None]
 ROWS_PER_DIMENSION = 10
 LEADING_SHARE = 0.5
-
-
-class Feed:
-    """Units turned into batches that one model takes, padded where they are texts."""
-
-    def __init__(self, loaded: Loaded, units: Units, batch_size: int, seed: int) -> None:
-        self.loaded = loaded
-        if units.texts is not None:
-            if loaded.tokenizer is None:
-                raise InputError(
-                    f"model {loaded.name!r} takes tensors, but {units.name!r} holds texts. "
-                    "Give it tensors (.npy, .safetensors, demo:digits)."
-                )
-            self.ids = loaded.tokenizer(units.texts, truncation=True)["input_ids"]
-            contents = [text.encode() for text in units.texts]
-            lengths = [len(ids) for ids in self.ids]
-        else:
-            assert units.tensor is not None
-            if loaded.tokenizer is not None:
-                raise InputError(
-                    f"model {loaded.name!r} reads text, but {units.name!r} holds tensors. "
-                    "Give it a .txt, .jsonl or .csv file."
-                )
-            self.tensor = units.tensor.float()
-            contents = [row.numpy().tobytes() for row in self.tensor]
-            lengths = [1] * len(contents)
-        self.batches = plan_batches(contents, lengths, groups=GROUPS, size=batch_size, seed=seed)
-
-    def forward(self, model: nn.Module, batch: Batch) -> tuple[Callable[[], Any], Tensor | None]:
-        """The forward call of one batch, to be made while sites are watched, and its mask."""
-        if self.loaded.tokenizer is None:
-            tensor = self.tensor[list(batch.units)]
-            return lambda: model(tensor), None
-        padded = self.loaded.tokenizer.pad(
-            {"input_ids": [self.ids[unit] for unit in batch.units]}, return_tensors="pt"
-        )
-        return lambda: model(**padded), padded["attention_mask"].bool()
 
 
 def accumulate(
@@ -78,13 +41,14 @@ def accumulate(
     done, total = 0, sum(len(batch.units) for batch in feed.batches)
 
     def listener(site: str, x: Tensor, y: Tensor) -> None:
+        x, y = rows(x, mask), rows(y, mask)
         if site not in gauges:
             gauges[site] = Fit(x.double().mean(0), y.double().mean(0))
         gauges[site].update(x, y, batch.group)
 
     for batch in feed.batches:
         forward, mask = feed.forward(model, batch)
-        with torch.inference_mode(), watch(model, list(sites), listener, mask):
+        with torch.inference_mode(), watch(model, list(sites), listener):
             try:
                 forward()
             except RuntimeError as error:
@@ -168,7 +132,7 @@ def survey_model(
 ) -> ModelReport:
     """Readings of one model, each beside fresh and shuffled weights if `has_controls`."""
     started = time.perf_counter()
-    feed = Feed(loaded, units, batch_size, seed)
+    feed = Feed(loaded, units, groups=GROUPS, batch_size=batch_size, seed=seed)
     names = find_sites(loaded.model, sites)
 
     def pass_over(model: nn.Module, what: str) -> dict[str, FitResult]:

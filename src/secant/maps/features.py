@@ -1,6 +1,6 @@
 """The map from a block's input features to its output features, watched in passing.
 
-Holds: ``watch``, a context that hands (site, x, y) rows to a listener; ``rows``.
+Holds: ``watch``, a context that hands (site, x, y) to a listener; ``rows``.
 May import: torch, ``secant.errors``.
 """
 
@@ -58,10 +58,8 @@ def rows(features: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def watch(
-    model: nn.Module, sites: list[str], listener: Listener, mask: Tensor | None = None
-) -> Iterator[None]:
-    """Call `listener(site, x, y)` with the rows of each site in every forward within."""
+def watch(model: nn.Module, sites: list[str], listener: Listener) -> Iterator[None]:
+    """Call `listener(site, x, y)` with each site's input and output in every forward within."""
     handles = []
     try:
         for site in sites:
@@ -69,7 +67,7 @@ def watch(
             def hook(_: nn.Module, args: Any, kwargs: Any, output: Any, site: str = site) -> None:
                 x = first_tensor(args if args else kwargs, site, "input")
                 y = first_tensor(output, site, "output")
-                listener(site, rows(x, mask), rows(y, mask))
+                listener(site, x, y)
 
             handles.append(model.get_submodule(site).register_forward_hook(hook, with_kwargs=True))
         yield
