@@ -16,7 +16,7 @@ from secant.load.data import load_data
 from secant.load.feed import Feed
 from secant.load.models import load_model
 from secant.maps.sites import find_sites
-from secant.surveys import accumulate
+from secant.observe import accumulate, results_of
 
 REPEATS = 3
 
@@ -34,10 +34,10 @@ def main() -> None:
                 feed.forward(loaded.model, batch)[0]()
             plain.append(time.perf_counter() - started)
             started = time.perf_counter()
-            gauges = accumulate(feed, loaded.model, sites, lambda done, total: None)
+            observer = accumulate(feed, loaded.model, sites, lambda done, total: None)
             watched.append(time.perf_counter() - started)
             started = time.perf_counter()
-            rows = {site: gauge.compute().rows for site, gauge in gauges.items()}
+            rows = {site: result.fit.rows for site, result in results_of(observer).items()}
             solved.append(time.perf_counter() - started)
     forward = statistics.median(plain)
     print(f"rows {max(rows.values())}, sites {len(sites)}, forward {forward:.2f} s")

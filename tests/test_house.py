@@ -21,6 +21,8 @@ LEVELS = {
     "maps": 2,
     "gauges": 2,
     "nn": 2,
+    "observe": 3,
+    "fit_readings": 3,
     "surveys": 3,
     "readings": 3,
     "uses": 4,

@@ -7,117 +7,25 @@ May import: torch, rich, and everything below in DESIGN.md's order.
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from secant.errors import InputError
-from secant.gauges.fit import Fit, FitResult, Score
+from secant.fit_readings import duplicates_of, fit_readings
 from secant.gauges.interval import GROUPS
 from secant.load.data import Units, load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model, shuffled
-from secant.maps.features import rows, watch
 from secant.maps.sites import find_sites
-from secant.readings import ModelReport, Reading, Report
+from secant.observe import Observer, accumulate, results_of
+from secant.readings import ModelReport, Report
 
 Progress = Callable[[str, int, int], None]
-ROWS_PER_DIMENSION = 10
-LEADING_SHARE = 0.5
-
-
-def accumulate(
-    feed: Feed, model: nn.Module, sites: Sequence[str], progress: Callable[[int, int], None]
-) -> dict[str, Fit]:
-    """One pass: the sums of every site. The first batch sets the centres and counts as well."""
-    gauges: dict[str, Fit] = {}
-    done, total = 0, sum(len(batch.units) for batch in feed.batches)
-
-    def listener(site: str, x: Tensor, y: Tensor) -> None:
-        x, y = rows(x, mask), rows(y, mask)
-        if site not in gauges:
-            gauges[site] = Fit(x.double().mean(0), y.double().mean(0))
-        gauges[site].update(x, y, batch.group)
-
-    for batch in feed.batches:
-        forward, mask = feed.forward(model, batch)
-        with torch.inference_mode(), watch(model, list(sites), listener):
-            try:
-                forward()
-            except RuntimeError as error:
-                raise InputError(
-                    f"model {feed.loaded.name!r} refuses the data: {str(error).splitlines()[0]} "
-                    "Check that the data has the shape that the model was made for."
-                ) from error
-        done += len(batch.units)
-        progress(done, total)
-    missing = [site for site in sites if site not in gauges]
-    if missing:
-        raise InputError(
-            f"site {missing[0]!r} was never called in a forward pass. Choose a site that runs."
-        )
-    return gauges
-
-
-def warnings_of(result: FitResult) -> list[str]:
-    """What a reader must know before trusting a reading."""
-    warnings = []
-    width = len(result.affine.weight)
-    if result.rows < ROWS_PER_DIMENSION * width:
-        warnings.append(
-            f"{result.rows} rows for {width} dimensions; at least "
-            f"{ROWS_PER_DIMENSION * width} are wanted, so the fit is held back by its sample."
-        )
-    if math.isnan(result.scores["raw"].value):
-        warnings.append("The site is constant or not finite on this data: no score exists.")
-    elif result.leading_share > LEADING_SHARE:
-        warnings.append(
-            f"One dimension holds {result.leading_share:.0%} of the output's variance; "
-            "raw scores speak of it alone. See `whitened`."
-        )
-    return warnings
-
-
-def scores_of(result: FitResult) -> dict[str, Score]:
-    """Every variant of the fit, the in-sample one among them, which has no interval."""
-    in_sample = Score(result.procrustes, None, [], [])
-    return result.scores | {"procrustes_in_sample": in_sample}
-
-
-def as_control(score: Score) -> dict[str, Any]:
-    """A score as it stands beside a reading."""
-    return {"value": score.value, "interval": score.interval}
-
-
-def readings_of(
-    site: str, result: FitResult, controls: dict[str, FitResult], units: int
-) -> list[Reading]:
-    """The readings of the fit gauge at one site, beside the same site of each control."""
-    samples = {"units": units, "rows": result.rows}
-    warnings = warnings_of(result)
-    details = {"rank": result.rank, "ridges": result.ridges, "per": "position"}
-    readings = []
-    for variant, score in scores_of(result).items():
-        beside = {}
-        if variant == "raw" and result.residual_alone is not None:
-            beside["residual"] = as_control(result.residual_alone)
-        for name, control in controls.items():
-            beside[name] = as_control(scores_of(control)[variant])
-        sums = {"residual_by_group": score.residual, "total_by_group": score.total}
-        readings.append(
-            Reading(
-                "features", site, "fit", variant, score.value, score.interval, samples,
-                beside, warnings, details | (sums if score.total else {}),
-            )
-        )  # fmt: skip
-    return readings
 
 
 def survey_model(
@@ -135,26 +43,27 @@ def survey_model(
     feed = Feed(loaded, units, groups=GROUPS, batch_size=batch_size, seed=seed)
     names = find_sites(loaded.model, sites)
 
-    def pass_over(model: nn.Module, what: str) -> dict[str, FitResult]:
+    def pass_over(model: nn.Module, what: str) -> Observer:
         label = f"{loaded.name} ({what})"
-        gauges = accumulate(feed, model, names, lambda done, total: progress(label, done, total))
-        return {site: gauge.compute() for site, gauge in gauges.items()}
+        return accumulate(feed, model, names, lambda done, total: progress(label, done, total))
 
-    results = pass_over(loaded.model, "trained")
+    observer = pass_over(loaded.model, "trained")
+    results, twins = results_of(observer), duplicates_of(observer)
     trained_seconds = time.perf_counter() - started
     controls = {}
     if has_controls:
-        controls["fresh"] = pass_over(loaded.fresh(seed), "fresh weights")
-        controls["shuffled"] = pass_over(shuffled(loaded.model, seed), "shuffled weights")
+        controls["fresh"] = results_of(pass_over(loaded.fresh(seed), "fresh weights"))
+        other = shuffled(loaded.model, seed)
+        controls["shuffled"] = results_of(pass_over(other, "shuffled weights"))
     readings = []
     for site in names:
         beside = {control: of_site[site] for control, of_site in controls.items()}
-        readings += readings_of(site, results[site], beside, len(units))
+        readings += fit_readings(site, results[site], beside, len(units), twins.get(site))
     cost = {
         "trained_pass_seconds": trained_seconds,
         "seconds": time.perf_counter() - started,
     }
-    rows = max(result.rows for result in results.values())
+    rows = max(result.fit.rows for result in results.values())
     return ModelReport(loaded.name, units.name, len(units), rows, names, readings, cost)
 
 

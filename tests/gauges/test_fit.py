@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secant.errors import InputError
-from secant.gauges.fit import RIDGES, Fit, FitResult
+from secant.gauges.fit import Fit, FitResult
 from secant.gauges.interval import FOLDS, GROUPS
+from secant.gauges.ridge import RIDGES
 
 
 def draw(rows: int = 600, width: int = 5, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +74,7 @@ def test_scores_equal_the_slow_route() -> None:
 
 
 def test_ridge_is_the_best_on_inner_folds() -> None:
-    """Typed again on stored rows: train without two folds, test on the inner one."""
+    """Typed again on stored rows: train without two neighbours, test on the inner one."""
     x, _, groups = draw(rows=80, width=6, seed=3)
     noise = torch.randn(80, 6, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     y = x + 0.05 * x.roll(1, 1) + noise
@@ -82,7 +83,7 @@ def test_ridge_is_the_best_on_inner_folds() -> None:
         losses = []
         for ridge in RIDGES:
             loss = 0.0
-            for inner in set(range(FOLDS)) - {outer}:
+            for inner in {(outer - 1) % FOLDS, (outer + 1) % FOLDS}:
                 train = (fold != outer) & (fold != inner)
                 x_mean, u_mean = x[train].mean(0), (y - x)[train].mean(0)
                 a = x[train] - x_mean
@@ -213,6 +214,8 @@ def test_states_survive_pickling_and_reset() -> None:
 def test_messages_say_what_to_do() -> None:
     x, y, _ = draw()
     gauge = Fit(x.mean(0), y.mean(0))
+    with pytest.raises(InputError, match="no rows yet"):
+        gauge.compute()
     with pytest.raises(InputError, match="Flatten batch and position"):
         gauge.update(x[0], y[0], 0)
     with pytest.raises(InputError, match="must lie in"):

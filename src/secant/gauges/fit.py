@@ -1,11 +1,10 @@
 """Fit: how much of a map the best affine map explains, held out.
 
 Holds: ``Fit``, its result ``FitResult`` and ``AffineMap``, the functions that take sums to them.
-May import: torch, torchmetrics, ``secant.errors``, ``secant.gauges.moments``, ``...interval``.
+May import: torch, torchmetrics, ``secant.errors``, ``secant.gauges`` (moments, ridge, interval).
 
-Where output and input have one shape, the sums are kept of the update t = y - x: an affine
-map absorbs x, so its residual is the same, and no float is lost to the difference of two
-nearly equal large numbers.
+Where output and input have one shape, the fit is of the update y - x: an affine map absorbs x,
+so its residual is the same, and a ridge then shrinks towards the residual path, not towards 0.
 """
 
 from __future__ import annotations
@@ -18,10 +17,26 @@ from torchmetrics import Metric
 
 from secant.errors import InputError
 from secant.gauges.interval import FOLDS, GROUPS, ratio_interval
-from secant.gauges.moments import Moments, check_rows, moments, recentred
+from secant.gauges.moments import (
+    Gram,
+    Moments,
+    check_rows,
+    crossed,
+    gram,
+    lengths,
+    moments,
+    squared,
+    squared_target,
+    trained,
+    update_moments,
+)
+from secant.gauges.ridge import (
+    Eigenbases,
+    chosen_ridges,
+    lifted_cholesky,
+    ridge_weight,
+)
 
-RIDGES = (0.0, 1e-6, 1e-4, 1e-2, 1.0)  # in units of the mean eigenvalue of the inputs
-RANK_CUT = 1e-12  # float64 sums carry eigenvalues down to about here
 EPSILON = torch.finfo(torch.float64).eps
 WHITENED_CUT = 1e-9  # DESIGN.md: directions kept for `whitened`
 
@@ -61,94 +76,12 @@ class FitResult(NamedTuple):
     rows: int
     leading_share: float
 
-
-class Eigen(NamedTuple):
-    """Centred training covariance sums in the eigenbasis of the inputs."""
-
-    values: Tensor
-    vectors: Tensor
-    target: Tensor  # vectors.T @ xt
-
-
-class Trained(NamedTuple):
-    """Training sums of a fold, about their own means."""
-
-    x_mean: Tensor
-    t_mean: Tensor
-    centred: Moments
-
-
-def trained(sums: Moments) -> Trained:
-    """Means of the training rows and the sums about them."""
-    x_mean, t_mean = sums.x / sums.rows, sums.t / sums.rows
-    return Trained(x_mean, t_mean, recentred(sums, x_mean, t_mean))
-
-
-def eigen(centred: Moments) -> Eigen:
-    """Diagonalise the inputs' second moments once; every ridge strength is then a division."""
-    values, vectors = torch.linalg.eigh(centred.xx)
-    return Eigen(values, vectors, vectors.T @ centred.xt)
-
-
-def shrinkage(values: Tensor, ridge: float) -> Tensor:
-    """1 / (eigenvalue + ridge · mean eigenvalue), 0 where the rows do not reach."""
-    floor = RANK_CUT * values[-1].clamp_min(0)
-    inverse = 1 / (values + ridge * values.mean())
-    return torch.where(values > floor, inverse, torch.zeros_like(values))
-
-
-def affine_weight(basis: Eigen, ridge: float) -> Tensor:
-    """Ridge weight (d, m) for centred rows."""
-    return basis.vectors @ (shrinkage(basis.values, ridge)[:, None] * basis.target)
-
-
-def residual_sum(held: Moments, weight: Tensor) -> Tensor:
-    """Σ‖t - x·weight‖² over held-out rows whose sums are about the training means."""
-    return held.tt.trace() - 2 * (weight * held.xt).sum() + (weight * (held.xx @ weight)).sum()
-
-
-def chosen_ridge(
-    folds: Moments, outer: int, pairs: dict[tuple[int, int, int], list[Tensor]]
-) -> float:
-    """The strength with the least inner residual for `outer`; the outer fold is never seen."""
-    losses = torch.stack(
-        [
-            torch.stack(pairs[min(outer, inner), max(outer, inner), inner])
-            for inner in range(len(folds.rows))
-            if inner != outer
-        ]
-    )
-    return RIDGES[int(losses.sum(0).argmin())]
-
-
-def inner_losses(folds: Moments) -> dict[tuple[int, int, int], list[Tensor]]:
-    """Residuals at every strength, trained without a pair of folds, tested on one of the pair."""
-    count = len(folds.rows)
-    everything = folds.total(list(range(count)))
-    losses: dict[tuple[int, int, int], list[Tensor]] = {}
-    for first in range(count):
-        for second in range(first + 1, count):
-            train = trained(everything.minus(folds.of(first)).minus(folds.of(second)))
-            basis = eigen(train.centred)
-            outer = basis.target @ basis.target.T
-            for tested in (first, second):
-                held = recentred(folds.of(tested), train.x_mean, train.t_mean)
-                rotated = basis.vectors.T @ held.xx @ basis.vectors
-                crossed = basis.vectors.T @ held.xt
-                losses[first, second, tested] = []
-                for ridge in RIDGES:
-                    shrink = shrinkage(basis.values, ridge)
-                    linear = (shrink[:, None] * basis.target * crossed).sum()
-                    square = shrink @ (rotated * outer) @ shrink
-                    losses[first, second, tested].append(held.tt.trace() - 2 * linear + square)
-    return losses
-
-
-def output_moments(held: Moments, *, is_update: bool) -> Tensor:
-    """Second moments of y: of t itself, or of x + t where the sums hold the update."""
-    if not is_update:
-        return held.tt
-    return held.xx + held.xt + held.xt.T + held.tt
+    def within(self, other: FitResult) -> dict[str, Score]:
+        """This fit's residual over the totals of `other`, a fit of the same rows: raw, beyond."""
+        return residual_within(
+            [torch.tensor(r, dtype=torch.float64) for r in self.scores["raw"].residual],
+            other.scores,
+        )
 
 
 def score(residual: list[Tensor], total: list[Tensor], *, is_exact: bool = False) -> Score:
@@ -165,82 +98,170 @@ def score(residual: list[Tensor], total: list[Tensor], *, is_exact: bool = False
     return Score(value, ratio_interval(rss, tss), rss.tolist(), tss.tolist())
 
 
-def fit_from_sums(groups: Moments, fold_of: list[int], *, is_update: bool) -> FitResult:
-    """All fit scores from per-group sums.
+def residual_within(residual: list[Tensor], scores: dict[str, Score]) -> dict[str, Score]:
+    """Scores of another map of the same rows: its residual over the totals of `raw`, `beyond`."""
+    totals = {name: scores[name].total for name in ("raw", "beyond") if name in scores}
+    return {
+        name: score(residual, [residual[0].new_tensor(one) for one in total])
+        for name, total in totals.items()
+    }
 
-    Cost: (FOLDS choose 2) + 2·FOLDS + 2 symmetric eigenproblems of the inputs' width.
-    """
-    fold_count = max(fold_of) + 1
-    members = [
-        [g for g, fold in enumerate(fold_of) if fold == k and groups.rows[g] > 0]
-        for k in range(fold_count)
-    ]
-    if sum(bool(m) for m in members) < 3:
+
+class FoldSums(NamedTuple):
+    """Held-out sums, one a group, in the order of the folds."""
+
+    rss: list[Tensor]
+    rounding: list[Tensor]
+    raw: list[Tensor]
+    update: list[Tensor]
+    scalar: list[Tensor]
+    white_rss: list[Tensor]
+    white: list[Tensor]
+
+
+def members_of(rows: Tensor) -> list[list[int]]:
+    """The groups with rows of each fold that has any; group g belongs to fold g mod FOLDS."""
+    filled = [g for g, count in enumerate(rows.tolist()) if count > 0]
+    members = [[g for g in filled if g % FOLDS == k] for k in range(FOLDS)]
+    members = [m for m in members if m]
+    if len(members) < 3:
         raise InputError(
             "fit: held-out scores with an inner choice of ridge need units in at least 3 folds; "
-            f"got {sum(bool(m) for m in members)}. Give more documents, sequences or images."
+            f"got {len(members)}. Give more documents, sequences or images."
         )
-    members = [m for m in members if m]
-    everything = groups.total([g for m in members for g in m])
-    folds = Moments(
-        *(torch.stack(parts) for parts in zip(*(groups.total(m) for m in members), strict=True))
-    )
-    pairs = inner_losses(folds)
-    names = ("rss", "rounding", "raw", "update", "scalar", "white_rss", "white")
-    sums: dict[str, list[Tensor]] = {name: [] for name in names}
-    ranks, ridges = [], []
-    for k, groups_of_fold in enumerate(members):
-        train = trained(everything.minus(folds.of(k)))
-        ridge = chosen_ridge(folds, k, pairs)
-        weight = affine_weight(eigen(train.centred), ridge)
-        covariance = output_moments(train.centred, is_update=is_update)
-        values, vectors = torch.linalg.eigh(covariance)
-        kept = values > WHITENED_CUT * values[-1]
-        whiten = vectors[:, kept] / values[kept].clamp_min(1e-300).sqrt()
-        ranks.append(int(kept.sum()))
-        ridges.append(ridge)
-        scale = train.centred.xt.trace() / train.centred.xx.trace() if is_update else None
-        for g in groups_of_fold:
-            held = recentred(groups.of(g), train.x_mean, train.t_mean)
-            output = output_moments(held, is_update=is_update)
-            crossed = weight.T @ held.xt
-            explained = weight.T @ held.xx @ weight
-            error = held.tt - crossed - crossed.T + explained
-            terms = held.tt.trace() + 2 * crossed.trace().abs() + explained.trace().abs()
-            sums["rss"].append(error.trace().clamp_min(0))
-            sums["rounding"].append(len(weight) * EPSILON * terms)
-            sums["raw"].append(output.trace().clamp_min(0))
-            sums["update"].append(held.tt.trace().clamp_min(0))
-            sums["white_rss"].append((whiten * (error @ whiten)).sum().clamp_min(0))
-            sums["white"].append((whiten * (output @ whiten)).sum().clamp_min(0))
-            if scale is not None:
-                bare = held.tt.trace() - 2 * scale * held.xt.trace() + scale**2 * held.xx.trace()
-                sums["scalar"].append(bare.clamp_min(0))
-    # Less than width · eps of the terms it is the difference of is rounding, not residual.
-    is_exact = bool(torch.stack(sums["rss"]).sum() <= torch.stack(sums["rounding"]).sum())
-    scores = {"raw": score(sums["rss"], sums["raw"], is_exact=is_exact)}
+    return members
+
+
+def folds_of(groups: Moments, members: list[list[int]]) -> Moments:
+    """The sums of each fold, stacked."""
+    parts = zip(*(groups.total(m) for m in members), strict=True)
+    return Moments(*(torch.stack(part) for part in parts))
+
+
+def add_fold(
+    sums: FoldSums, train: Moments, held_out: list[Moments], ridge: float, bases: Eigenbases
+) -> int:
+    """Score one fold: `train` of (x, y), `held_out` by group. Returns the directions kept.
+
+    Each held-out sum is a sum of entries, weighted by matrices made once for the fold: no
+    product of matrices is needed group by group.
+    """
+    is_update = train.x.shape == train.t.shape
+    x_mean, y_mean, pair = trained(train)
+    target = update_moments(pair) if is_update else pair
+    weight = ridge_weight(bases(pair.xx), target.xt, ridge)
     if is_update:
-        scores["beyond"] = score(sums["rss"], sums["scalar"], is_exact=is_exact)
-        scores["update"] = score(sums["rss"], sums["update"], is_exact=is_exact)
-    scores["whitened"] = score(sums["white_rss"], sums["white"])
-    full = trained(everything)
-    basis = eigen(full.centred)
-    total = output_moments(full.centred, is_update=is_update)
-    in_sample = residual_sum(full.centred, affine_weight(basis, 0.0)).clamp_min(0)
-    weight = affine_weight(basis, sorted(ridges)[len(ridges) // 2])
-    bias = full.t_mean - full.x_mean @ weight
+        weight.diagonal().add_(1)
+    values, vectors = bases(pair.tt)
+    kept = values > WHITENED_CUT * values[-1]
+    whiten = vectors[:, kept] / values[kept].clamp_min(1e-300).sqrt()
+    inverse = whiten @ whiten.T
+    square, white_weight = weight @ weight.T, weight @ inverse
+    white_square = white_weight @ weight.T
+    scale = pair.xt.trace() / pair.xx.trace()
+    for group in held_out:
+        x_length, y_length = lengths(group, x_mean, y_mean)
+        cross = crossed(weight, group, x_mean, y_mean)
+        explained = squared(square, group, x_mean)
+        white = squared_target(inverse, group, y_mean)
+        white_cross = crossed(white_weight, group, x_mean, y_mean)
+        white_explained = squared(white_square, group, x_mean)
+        terms = y_length + x_length + 2 * cross.abs() + explained
+        sums.rss.append((y_length - 2 * cross + explained).clamp_min(0))
+        sums.rounding.append(len(weight) * EPSILON * terms)
+        sums.raw.append(y_length.clamp_min(0))
+        sums.white_rss.append((white - 2 * white_cross + white_explained).clamp_min(0))
+        sums.white.append(white.clamp_min(0))
+        if is_update:
+            cross = recentred_trace(group, x_mean, y_mean)
+            sums.update.append((y_length - 2 * cross + x_length).clamp_min(0))
+            sums.scalar.append((y_length - 2 * scale * cross + scale**2 * x_length).clamp_min(0))
+    return int(kept.sum())
+
+
+def recentred_trace(sums: Moments, x_mean: Tensor, t_mean: Tensor) -> Tensor:
+    """Trace of x't about the means."""
+    return sums.xt.trace() - sums.x @ t_mean - x_mean @ sums.t + sums.rows * (x_mean @ t_mean)
+
+
+def fold_residuals(groups: Moments, strengths: tuple[float, ...]) -> list[Tensor]:
+    """Held-out residual sums of the ridge fit alone, one a group, in the order of the folds.
+
+    Every strength must lift the inputs: their factor is Cholesky's, for wide inputs.
+    """
+    members = members_of(groups.rows)
+    folds = folds_of(groups, members)
+    everything = folds.total(list(range(len(members))))
+    ridges = chosen_ridges(folds, strengths)
+    residuals = []
+    for k, of_fold in enumerate(members):
+        x_mean, t_mean, train = trained(everything.minus(folds.of(k)))
+        weight = torch.cholesky_solve(train.xt, lifted_cholesky(train.xx, ridges[k]))
+        square = weight @ weight.T
+        for g in of_fold:
+            held = groups.of(g)
+            _, total = lengths(held, x_mean, t_mean)
+            explained = squared(square, held, x_mean)
+            rss = total - 2 * crossed(weight, held, x_mean, t_mean) + explained
+            residuals.append(rss.clamp_min(0))
+    return residuals
+
+
+def fit_from_sums(groups: Moments, bases: Eigenbases) -> FitResult:
+    """All fit scores from per-group sums of x and y.
+
+    Cost: 2·FOLDS + 1 symmetric eigenproblems of the widths, fewer where `bases` knows them, and
+    the factors of `chosen_ridges`.
+    """
+    is_update = groups.x.shape == groups.t.shape
+    members = members_of(groups.rows)
+    folds = folds_of(groups, members)
+    everything = folds.total(list(range(len(members))))
+    ridges = chosen_ridges(update_moments(folds) if is_update else folds)
+    sums = FoldSums([], [], [], [], [], [], [])
+    ranks = []
+    for k, of_fold in enumerate(members):
+        held_out = [groups.of(g) for g in of_fold]
+        ranks.append(add_fold(sums, everything.minus(folds.of(k)), held_out, ridges[k], bases))
+    # Less than width · eps of the terms it is the difference of is rounding, not residual.
+    is_exact = bool(torch.stack(sums.rss).sum() <= torch.stack(sums.rounding).sum())
+    scores = {"raw": score(sums.rss, sums.raw, is_exact=is_exact)}
+    if is_update:
+        scores["beyond"] = score(sums.rss, sums.scalar, is_exact=is_exact)
+        scores["update"] = score(sums.rss, sums.update, is_exact=is_exact)
+    scores["whitened"] = score(sums.white_rss, sums.white)
+    x_mean, y_mean, full = trained(everything)
+    target = update_moments(full) if is_update else full
+    basis = bases(full.xx)
+    best = ridge_weight(basis, target.xt, 0.0)
+    in_sample = (target.tt.trace() - (best * target.xt).sum()).clamp_min(0)
+    weight = ridge_weight(basis, target.xt, sorted(ridges)[len(ridges) // 2])
     if is_update:
         weight = weight + torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
     return FitResult(
         scores=scores,
-        residual_alone=score(sums["scalar"], sums["raw"]) if is_update else None,
-        procrustes=float(1 - in_sample / total.trace()),
-        affine=AffineMap(weight, bias),
+        residual_alone=score(sums.scalar, sums.raw) if is_update else None,
+        procrustes=float(1 - in_sample / full.tt.trace()),
+        affine=AffineMap(weight, y_mean - x_mean @ weight),
         rank=min(ranks),
         ridges=ridges,
         rows=int(everything.rows),
-        leading_share=float(total.diagonal().max() / total.trace()),
+        leading_share=float(full.tt.diagonal().max() / full.tt.trace()),
     )
+
+
+def add_sum(metric: Metric, name: str) -> None:
+    """A state that is one 0 until its first batch, for zeros of full size would be held twice."""
+    metric.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+
+def add_to_group(metric: Metric, name: str, group: int, value: Tensor) -> None:
+    """Add a batch's sum to the group's, making room for all groups at the first."""
+    state = getattr(metric, name)
+    if state.ndim == 0:
+        state = value.new_zeros((GROUPS, *value.shape), dtype=torch.float64)
+        setattr(metric, name, state)
+    state[group] += value
 
 
 class Fit(Metric):
@@ -252,9 +273,9 @@ class Fit(Metric):
     best scalar multiple of the centred input instead; `update` by the sum of y - x; `whitened`
     weighs every direction of y alike, on those with eigenvalue above 1e-9 of the largest.
 
-    Update: ``x`` (rows, d), ``y`` (rows, m), floating, and ``group``, the group of the units
-    that the rows came from; group g belongs to fold g mod FOLDS. All rows of a unit go to
-    one group. Half precision is promoted to float64.
+    Update: ``x`` (rows, d), ``y`` (rows, m), floating, or their `Gram` about this gauge's
+    centres, and ``group``, the group of the units that the rows came from; group g belongs to
+    fold g mod FOLDS. All rows of a unit go to one group. Half precision is promoted to float64.
 
     Compute: `FitResult`. No unit. 1 is affine; 0 is no better than the mean (for `beyond`, than
     scaling the input); held-out values may be negative.
@@ -272,38 +293,48 @@ class Fit(Metric):
 
     full_state_update = False
     higher_is_better = True
+    sum_rows: Tensor
 
     def __init__(self, x_centre: Tensor, y_centre: Tensor) -> None:
         super().__init__()
-        self.is_update = x_centre.shape == y_centre.shape
         self.register_buffer("x_centre", x_centre.double())
         self.register_buffer("y_centre", y_centre.double())
-        d, m = len(x_centre), len(y_centre)
-        for name, shape in zip(
-            Moments._fields, ((), (d,), (m,), (d, d), (d, m), (m, m)), strict=True
-        ):
-            zeros = torch.zeros((GROUPS, *shape), dtype=torch.float64)
-            self.add_state(f"sum_{name}", zeros, dist_reduce_fx="sum")
+        for name in Moments._fields:
+            add_sum(self, f"sum_{name}")
 
-    def update(self, x: Tensor, y: Tensor, group: int) -> None:
+    def update(self, x: Tensor | Gram, y: Tensor | Gram, group: int) -> None:
         """Add the rows of one group."""
         if not 0 <= group < GROUPS:
             raise InputError(
                 f"fit: `group` must lie in 0..{GROUPS - 1}; got {group}. "
                 "Hash units into groups with `secant.engine.plan.group_of`."
             )
-        check_rows(x, y)
-        x, y = x.double(), y.double()
-        target = y - x - (self.y_centre - self.x_centre) if self.is_update else y - self.y_centre
-        batch = moments(x - self.x_centre, target)
-        for name, value in zip(Moments._fields, batch, strict=True):
-            getattr(self, f"sum_{name}")[group] += value
+        for name, value in zip(Moments._fields, moments(*self.grams(x, y)), strict=True):
+            add_to_group(self, f"sum_{name}", group, value)
 
-    def compute(self) -> FitResult:
-        """Solve; the map returned is for rows as they came, not centred."""
-        sums = Moments(*(getattr(self, f"sum_{name}") for name in Moments._fields))
-        fold_of = [g % FOLDS for g in range(GROUPS)]
-        result = fit_from_sums(sums, fold_of, is_update=self.is_update)
+    def grams(self, x: Tensor | Gram, y: Tensor | Gram) -> tuple[Gram, Gram]:
+        """Both sides about this gauge's centres; what is a Gram already is taken as it is."""
+        check_rows(x.rows if isinstance(x, Gram) else x, y.rows if isinstance(y, Gram) else y)
+        return (
+            x if isinstance(x, Gram) else gram(x, self.x_centre),
+            y if isinstance(y, Gram) else gram(y, self.y_centre),
+        )
+
+    def sums(self) -> Moments:
+        """The states: sums of x and y about the centres, by group.
+
+        Raises: `InputError` before the first update.
+        """
+        if self.sum_rows.ndim == 0:
+            raise InputError("fit: no rows yet. Call `update` before `compute`.")
+        return Moments(*(getattr(self, f"sum_{name}") for name in Moments._fields))
+
+    def compute(self, bases: Eigenbases | None = None) -> FitResult:
+        """Solve; the map returned is for rows as they came, not centred.
+
+        `bases` may be shared by the gauges of neighbouring sites, to solve less.
+        """
+        result = fit_from_sums(self.sums(), bases or Eigenbases())
         weight, bias = result.affine
         shifted = AffineMap(weight, bias + self.y_centre - self.x_centre @ weight)
         return result._replace(affine=shifted)

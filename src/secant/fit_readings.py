@@ -1,0 +1,124 @@
+"""Readings of the fit gauge at one site, with their controls and warnings.
+
+Holds: ``fit_readings``, ``duplicates_of``.
+May import: torch, ``secant.gauges``, ``secant.observe``, ``secant.readings``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from secant.gauges.fit import FitResult, Score
+from secant.observe import Observer, SiteResult
+from secant.readings import Reading
+
+ROWS_PER_DIMENSION = 10
+LEADING_SHARE = 0.5
+
+
+def warnings_of(result: SiteResult) -> list[str]:
+    """What a reader must know before trusting a reading."""
+    fit = result.fit
+    warnings = []
+    width = len(fit.affine.weight)
+    if fit.rows < ROWS_PER_DIMENSION * width:
+        warnings.append(
+            f"{fit.rows} rows for {width} dimensions; at least "
+            f"{ROWS_PER_DIMENSION * width} are wanted, so the fit is held back by its sample."
+        )
+    if result.left_out:
+        warnings.append(
+            f"{result.left_out} units gave values that are not finite here and were left out."
+        )
+    if math.isnan(fit.scores["raw"].value):
+        warnings.append("The site is constant on this data: no score exists.")
+    elif fit.leading_share > LEADING_SHARE:
+        warnings.append(
+            f"One dimension holds {fit.leading_share:.0%} of the output's variance; "
+            "raw scores speak of it alone. See `whitened`."
+        )
+    return warnings
+
+
+def duplicates_of(observer: Observer) -> dict[str, str]:
+    """Sites whose sums equal those of an earlier site to the last bit, with that site."""
+    found: dict[str, str] = {}
+    known: list[str] = []
+    for name, site in observer.sites.items():
+        assert site.fit is not None
+        for earlier in known:
+            other = observer.sites[earlier].fit
+            assert other is not None
+            if all(
+                a.shape == b.shape and torch.equal(a, b)
+                for a, b in ((site.fit.sum_x, other.sum_x), (site.fit.sum_tt, other.sum_tt))
+            ):
+                found[name] = earlier
+                break
+        else:
+            known.append(name)
+    return found
+
+
+def scores_of(result: SiteResult) -> dict[str, Score]:
+    """Every variant, the in-sample one among them, which has no interval."""
+    scores = dict(result.fit.scores)
+    scores["procrustes_in_sample"] = Score(result.fit.procrustes, None, [], [])
+    for name, found in (result.context or {}).items():
+        scores[f"context {name}"] = found
+    return scores
+
+
+def as_control(score: Score) -> dict[str, Any]:
+    """A score as it stands beside a reading."""
+    return {"value": score.value, "interval": score.interval}
+
+
+def details_of(fit: FitResult, variant: str, score: Score) -> dict[str, Any]:
+    """What else a reading carries: how it was fitted, and its sums by group."""
+    details: dict[str, Any]
+    if variant.startswith("context "):
+        details = {"per": "position + context"}
+    else:
+        details = {"per": "position", "rank": fit.rank, "ridges": fit.ridges}
+    if score.total:
+        details |= {"residual_by_group": score.residual, "total_by_group": score.total}
+    return details
+
+
+def fit_readings(
+    site: str,
+    result: SiteResult,
+    controls: dict[str, SiteResult],
+    units: int,
+    twin: str | None = None,
+) -> list[Reading]:
+    """The readings at one site, beside the same site of each control.
+
+    `twin` is an earlier site with the same input and output, to be warned of.
+    """
+    samples = {"units": units - result.left_out, "rows": result.fit.rows}
+    warnings = warnings_of(result)
+    if twin is not None:
+        warnings.append(f"Input and output are those of site {twin!r}: one reading, shown twice.")
+    if result.context_note is not None:
+        warnings.append(result.context_note)
+    readings = []
+    for variant, score in scores_of(result).items():
+        beside = {}
+        if variant.endswith("raw") and result.fit.residual_alone is not None:
+            beside["residual"] = as_control(result.fit.residual_alone)
+        for name, control in controls.items():
+            other = scores_of(control).get(variant)
+            if other is not None:
+                beside[name] = as_control(other)
+        readings.append(
+            Reading(
+                "features", site, "fit", variant, score.value, score.interval, samples,
+                beside, warnings, details_of(result.fit, variant, score),
+            )
+        )  # fmt: skip
+    return readings

@@ -1,0 +1,172 @@
+"""Observational gauges over a model's sites, in one forward pass.
+
+Holds: ``Observer``, ``SiteResult``, ``accumulate``, ``results_of``.
+May import: torch, ``secant.errors``, ``secant.load``, ``secant.maps``, ``secant.gauges``.
+
+A block's output is often the next block's input: such a tensor is centred and squared once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from secant.errors import InputError
+from secant.gauges.context import ContextFit, starts_of
+from secant.gauges.fit import Fit, FitResult, Score
+from secant.gauges.moments import Gram, gram
+from secant.gauges.ridge import Eigenbases
+from secant.load.feed import Feed
+from secant.maps.features import rows, watch
+from secant.maps.receptive import patch_rows, receptive_width
+
+WIDEST_PATCH = 1024
+"""Regressors of a receptive field past which its fit would cost more than the model."""
+
+
+class SiteResult(NamedTuple):
+    """What the fit gauges found at one site.
+
+    `context` is None where a row has no neighbours; `context_note` says so where it has some
+    that could not be used. `left_out` counts units with values that are not finite.
+    """
+
+    fit: FitResult
+    context: dict[str, Score] | None
+    context_note: str | None
+    left_out: int
+
+
+class Site:
+    """The gauges of one site; their states are made by the first batch, which sets the centres."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.width = receptive_width(module)
+        self.fit: Fit | None = None
+        self.context: ContextFit | None = None
+        self.patches: Fit | None = None
+        self.note: str | None = None
+        self.left_out = 0
+
+    def make(self, x: Tensor, y: Tensor, x_centre: Tensor, y_centre: Tensor) -> None:
+        """Choose the gauges by the shape of the site's first batch."""
+        self.fit = Fit(x_centre, y_centre).to(x.device)
+        if x.ndim == 3:
+            self.context = ContextFit(len(x_centre), len(y_centre)).to(x.device)
+        if x.ndim != 4 or self.width == 1:
+            return
+        regressors = x.shape[1] * self.width**2
+        if x.shape[2:] != y.shape[2:]:
+            self.note = "The site changes the size of its images: no fit on its receptive field."
+        elif regressors > WIDEST_PATCH:
+            self.note = (
+                f"A receptive field of {self.width} x {self.width} pixels has {regressors} values, "
+                f"more than {WIDEST_PATCH}: no fit on it."
+            )
+        else:
+            centre = patch_rows(x, self.width).double().mean(0)
+            self.patches = Fit(centre, y_centre).to(x.device)
+
+    def gauges(self) -> dict[str, Fit | ContextFit]:
+        """Those that this site has, by name."""
+        found = {"fit": self.fit, "context": self.context, "patches": self.patches}
+        return {name: gauge for name, gauge in found.items() if gauge is not None}
+
+    def result(self, bases: Eigenbases) -> SiteResult:
+        """Solve."""
+        assert self.fit is not None
+        found = self.fit.compute(bases)
+        context = None
+        if self.context is not None:
+            context = self.context.compute(self.fit.sums(), found.scores)
+        elif self.patches is not None:
+            context = self.patches.compute(bases).within(found)
+        return SiteResult(found, context, self.note, self.left_out)
+
+
+class Observer:
+    """Listens to a model's sites, one batch after another, and keeps their sums."""
+
+    def __init__(self, model: nn.Module, sites: Sequence[str]) -> None:
+        self.sites = {site: Site(model.get_submodule(site)) for site in sites}
+        self.group = 0
+        self.mask: Tensor | None = None
+        self.seen: dict[int, tuple[Tensor, Gram, Tensor]] = {}
+
+    def begin(self, group: int, mask: Tensor | None) -> None:
+        """The next batch is of this group, with true in `mask` at the positions to count."""
+        self.group, self.mask = group, mask
+        self.seen.clear()
+
+    def listen(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Add one site's batch. Units with values that are not finite are left out and counted."""
+        site, mask = self.sites[name], self.mask
+        left = self._gram(x, mask, None if site.fit is None else site.fit.x_centre)
+        right = self._gram(y, mask, None if site.fit is None else site.fit.y_centre)
+        if not bool(torch.isfinite(left[0].total).all() & torch.isfinite(right[0].total).all()):
+            good = torch.isfinite(x).flatten(1).all(1) & torch.isfinite(y).flatten(1).all(1)
+            site.left_out += int((~good).sum())
+            if not good.any():
+                return
+            x, y, mask = x[good], y[good], None if mask is None else mask[good]
+            left = self._gram(x, mask, None if site.fit is None else site.fit.x_centre)
+            right = self._gram(y, mask, None if site.fit is None else site.fit.y_centre)
+        if site.fit is None:
+            site.make(x, y, left[1], right[1])
+        assert site.fit is not None
+        site.fit.update(left[0], right[0], self.group)
+        if site.context is not None:
+            kept = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+            site.context.update(left[0], right[0], starts_of(kept), self.group)
+        if site.patches is not None:
+            site.patches.update(patch_rows(x, site.width), rows(y, mask), self.group)
+
+    def _gram(
+        self, features: Tensor, mask: Tensor | None, centre: Tensor | None
+    ) -> tuple[Gram, Tensor]:
+        """The tensor's Gram about `centre`, its own mean if None; made once a batch and centre."""
+        known = self.seen.get(id(features))
+        if known is not None and (centre is None or torch.equal(centre, known[2])):
+            return known[1], known[2]
+        flat = rows(features, mask).double()
+        centre = flat.mean(0) if centre is None else centre
+        made = gram(flat, centre)
+        self.seen[id(features)] = (features, made, centre)
+        return made, centre
+
+
+def accumulate(
+    feed: Feed, model: nn.Module, sites: Sequence[str], progress: Callable[[int, int], None]
+) -> Observer:
+    """One pass: the sums of every site."""
+    observer = Observer(model, sites)
+    done, total = 0, sum(len(batch.units) for batch in feed.batches)
+    for batch in feed.batches:
+        forward, mask = feed.forward(model, batch)
+        observer.begin(batch.group, mask)
+        with torch.no_grad(), watch(model, list(sites), observer.listen):
+            try:
+                forward()
+            except RuntimeError as error:
+                raise InputError(
+                    f"model {feed.loaded.name!r} refuses the data: {str(error).splitlines()[0]} "
+                    "Check that the data has the shape that the model was made for."
+                ) from error
+        done += len(batch.units)
+        progress(done, total)
+    missing = [name for name, site in observer.sites.items() if site.fit is None]
+    if missing:
+        raise InputError(
+            f"site {missing[0]!r} was never called in a forward pass, or gave no finite value. "
+            "Choose a site that runs."
+        )
+    return observer
+
+
+def results_of(observer: Observer) -> dict[str, SiteResult]:
+    """Solve every site; neighbours share eigenproblems."""
+    bases = Eigenbases()
+    return {name: site.result(bases) for name, site in observer.sites.items()}
