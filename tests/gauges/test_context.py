@@ -45,7 +45,12 @@ def read(inputs: list[Tensor], outputs: list[Tensor]) -> tuple[FitResult, dict[s
 def slow(inputs: list[Tensor], outputs: list[Tensor], ridge: float) -> tuple[Tensor, float]:
     """Stored regressors, a dense ridge solve: the residual of each fold, and the total."""
     centre = torch.cat(inputs).mean(0)
-    z = torch.cat([torch.cat([x, x.mean(0).expand_as(x), previous(x, centre)], 1) for x in inputs])
+    spread = (torch.cat(inputs) - centre).square().mean().sqrt()
+    firsts = [spread * (torch.arange(len(x)) == 0)[:, None] for x in inputs]
+    parts = zip(inputs, firsts, strict=True)
+    z = torch.cat(
+        [torch.cat([x, x.mean(0).expand_as(x), previous(x, centre), f], 1) for x, f in parts]
+    )
     x, y = torch.cat(inputs), torch.cat(outputs)
     fold = torch.cat([torch.full((len(one),), i % GROUPS % FOLDS) for i, one in enumerate(inputs)])
     target = y - x if x.shape == y.shape else y
@@ -86,6 +91,12 @@ def test_neighbours_are_seen_with_context_and_missed_without() -> None:
     assert result.scores["beyond"].value < 0.9
     assert scores["raw"].value == pytest.approx(1, abs=1e-6)
     assert scores["beyond"].value == pytest.approx(1, abs=1e-6)
+
+
+def test_a_first_row_treated_apart_by_a_constant_is_affine() -> None:
+    inputs = sequences()
+    outputs = [x + 5 * (torch.arange(len(x)) == 0)[:, None] for x in inputs]
+    assert read(inputs, outputs)[1]["beyond"].value == pytest.approx(1, abs=1e-6)
 
 
 def test_context_that_says_nothing_adds_nothing() -> None:

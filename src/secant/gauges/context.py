@@ -19,7 +19,10 @@ from secant.errors import InputError
 from secant.gauges.fit import Score, add_sum, add_to_group, fold_residuals, residual_within
 from secant.gauges.moments import Gram, Moments, check_rows, update_moments
 
-STATES = ("previous", "previous_t", "mean", "mean_last", "last", "mean_t", "last_total")
+STATES = (
+    "previous", "previous_t", "mean", "mean_last", "last", "mean_t",
+    "last_total", "first_total", "first_t", "mean_total", "sequences",
+)  # fmt: skip
 
 
 def starts_of(mask: Tensor) -> Tensor:
@@ -34,10 +37,11 @@ def starts_of(mask: Tensor) -> Tensor:
 class ContextFit(Metric):
     r"""Held-out residual of the best affine map from (x_i, mean of x, x_{i-1}) to y_i.
 
-    .. math:: \sum_n \|y_n - A x_n - M \bar x_{s(n)} - P x_{n-1} - b\|^2
+    .. math:: \sum_n \|y_n - A x_n - M \bar x_{s(n)} - P x_{n-1} - b - c\,[n\ \text{first}]\|^2
 
-    :math:`\bar x_s` is the mean over the sequence of the row; the first row of a sequence has
-    no previous one and takes the centre instead.
+    :math:`\bar x_s` is the mean over the sequence of the row. The first row of a sequence has no
+    previous one: it takes the mean of all rows, and has a constant of its own in the map, for
+    blocks treat the first position apart.
 
     Update: ``x`` (rows, d) and ``y`` (rows, m) as `Gram` about one centre each, the same at every
     update; ``starts`` (rows,), true where a sequence begins; ``group`` as for `Fit`.
@@ -93,27 +97,54 @@ class ContextFit(Metric):
             "last": last.T @ last,
             "mean_t": mean.T @ t_sum,
             "last_total": last.sum(0),
+            "first_total": x.rows[first].sum(0),
+            "first_t": target[first].sum(0),
+            "mean_total": mean.sum(0),
+            "sequences": x.rows.new_tensor(float(len(first))),
         }
         for name in STATES:
             add_to_group(self, f"sum_{name}", group, sums[name])
 
     def moments(self, sums: Moments) -> Moments:
-        """Per-group sums of (row, mean, previous) and target, from those of row and y."""
+        """Per-group sums of (row, mean, previous, is first) and target, from those of row and y.
+
+        A previous row enters about the mean of all rows, so that a first row's stand-in is 0 and
+        the result does not hang on the centre; "is first" is scaled to the spread of a dimension.
+        """
         if self.is_update:
             sums = update_moments(sums)
-        mean, before = self.sum_mean, self.sum_previous
-        mean_before = mean - self.sum_mean_last
-        d = sums.x.shape[-1]
-        square = sums.xx.new_empty(len(sums.xx), 3 * d, 3 * d)
-        square[:, :d, :d] = sums.xx
-        square[:, d : 2 * d, d : 2 * d] = mean
-        square[:, 2 * d :, 2 * d :] = sums.xx - self.sum_last
+        d, count = sums.x.shape[1], sums.rows - self.sum_sequences
+        x_mean = sums.x.sum(0) / sums.rows.sum()
+        variance = sums.xx.sum(0).trace() / sums.rows.sum() - x_mean.square().sum()
+        spread = (variance / d).clamp_min(0).sqrt()
+        later, last = sums.x - self.sum_first_total, sums.x - self.sum_last_total
+        mean = self.sum_mean
+        before = self.sum_previous - later[:, :, None] * x_mean
+        mean_before = (
+            mean - self.sum_mean_last - (sums.x - self.sum_mean_total)[:, :, None] * x_mean
+        )
+        outer = last[:, :, None] * x_mean
+        both = sums.xx - self.sum_last - outer - outer.mT
+        both += count[:, None, None] * x_mean.outer(x_mean)
+        firsts = spread * torch.stack([self.sum_first_total, self.sum_mean_total], 1)
+        square = sums.xx.new_zeros(len(sums.xx), 3 * d + 1, 3 * d + 1)
+        square[:, :d, :d], square[:, d : 2 * d, d : 2 * d] = sums.xx, mean
+        square[:, 2 * d : -1, 2 * d : -1] = both
+        square[:, -1, : 2 * d] = square[:, : 2 * d, -1] = firsts.flatten(1)
+        square[:, -1, -1] = spread**2 * self.sum_sequences
         for i, j, block in ((0, 1, mean), (0, 2, before), (1, 2, mean_before)):
             square[:, i * d : (i + 1) * d, j * d : (j + 1) * d] = block
             square[:, j * d : (j + 1) * d, i * d : (i + 1) * d] = block.mT
-        crossed = torch.cat([sums.xt, self.sum_mean_t, self.sum_previous_t], 1)
-        total = torch.cat([sums.x, sums.x, sums.x - self.sum_last_total], 1)
-        return Moments(sums.rows, total, sums.t, square, crossed, sums.tt)
+        later_t = (sums.t - self.sum_first_t)[:, None, :]
+        crossed = [
+            sums.xt,
+            self.sum_mean_t,
+            self.sum_previous_t - x_mean[:, None] * later_t,
+            spread * self.sum_first_t[:, None, :],
+        ]
+        number = spread * self.sum_sequences[:, None]
+        total = torch.cat([sums.x, sums.x, last - count[:, None] * x_mean, number], 1)
+        return Moments(sums.rows, total, sums.t, square, torch.cat(crossed, 1), sums.tt)
 
     def compute(self, sums: Moments, scores: dict[str, Score]) -> dict[str, Score]:
         """`raw` and, where it is among `scores`, `beyond` with context."""

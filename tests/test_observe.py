@@ -1,0 +1,174 @@
+"""One pass over a model's sites: what is counted, what is shared, what is left out."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secant.errors import InputError
+from secant.fit_readings import duplicates_of, fit_readings
+from secant.gauges.fit import Fit
+from secant.gauges.interval import GROUPS
+from secant.load.data import Units
+from secant.load.feed import Feed
+from secant.load.models import Loaded
+from secant.maps.receptive import patch_rows, receptive_width
+from secant.observe import Observer, SiteResult, accumulate, results_of
+
+
+def images(count: int = 60, size: int = 6) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def observed(
+    model: nn.Module, data: Tensor, sites: list[str], size: int = 32
+) -> tuple[Observer, dict[str, SiteResult]]:
+    loaded = Loaded("test", model.eval(), None, lambda seed: model)
+    feed = Feed(loaded, Units("data", tensor=data), groups=GROUPS, batch_size=size, seed=0)
+    observer = accumulate(feed, model, sites, lambda done, total: None)
+    return observer, results_of(observer)
+
+
+class Mixer(nn.Module):
+    """Every position takes the previous one's features and the mean of all, and adds its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        previous = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+        return x + 2 * previous - 3 * x.mean(1, keepdim=True)
+
+
+class Spoiled(nn.Module):
+    """Turns units whose first value is large into nan."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_large = x.flatten(1)[:, 0] > 1
+        spoiled = torch.where(is_large, torch.nan, 1.0)
+        return x.square() * spoiled.view(-1, *[1] * (x.ndim - 1))
+
+
+def test_a_convolution_is_affine_in_its_receptive_field() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    _, results = observed(model, images(), ["0", "1"])
+    for site in ("0", "1"):
+        result = results[site]
+        assert result.fit.scores["raw"].value < 0.6, "one pixel cannot know its neighbours"
+        assert result.context is not None
+        assert result.context["raw"].value == pytest.approx(1, abs=1e-9)
+    assert results["1"].context["beyond"].value == pytest.approx(1, abs=1e-9)  # type: ignore[index]
+
+
+def test_a_relu_between_convolutions_is_seen_in_the_receptive_field() -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 1))
+    _, results = observed(nn.Sequential(block), images(), ["0"])
+    assert results["0"].context is not None
+    assert 0.3 < results["0"].context["raw"].value < 0.99
+
+
+@pytest.mark.parametrize(
+    ("module", "width"),
+    [
+        (nn.Conv2d(1, 1, 3), 3),
+        (nn.Conv2d(1, 1, 3, dilation=2), 5),
+        (nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU(), nn.Conv2d(1, 1, (1, 5))), 7),
+        (nn.MaxPool2d(2), 2),
+        (nn.Linear(3, 3), 1),
+    ],
+)
+def test_receptive_widths(module: nn.Module, width: int) -> None:
+    assert receptive_width(module) == width
+
+
+def test_patches_hold_each_pixel_and_its_neighbours() -> None:
+    x = images(2, 5)
+    rows = patch_rows(x, 3)
+    assert rows.shape == (2 * 25, 27)
+    row = rows[25 + 2 * 5 + 3].view(3, 3, 3)
+    assert row.equal(x[1, :, 1:4, 2:5])
+    assert rows[0].view(3, 3, 3)[:, 0].eq(0).all(), "outside the image are zeros"
+
+
+def test_positions_that_mix_affinely_read_one_with_context() -> None:
+    data = torch.randn(60, 7, 4, generator=torch.Generator().manual_seed(0)) + 1
+    _, results = observed(nn.Sequential(Mixer()), data, ["0"])
+    result = results["0"]
+    assert result.fit.scores["raw"].value < 0.6
+    assert result.context is not None
+    assert result.context["raw"].value == pytest.approx(1, abs=1e-6)
+
+
+def test_shared_tensors_give_the_sums_of_sites_watched_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5))
+    data = torch.randn(80, 5)
+    together, _ = observed(model, data, ["0", "1", "2"])
+    for site in ("0", "1", "2"):
+        alone, _ = observed(model, data, [site])
+        for name, state in alone.sites[site].fit.metric_state.items():  # type: ignore[union-attr]
+            assert torch.equal(state, together.sites[site].fit.metric_state[name])  # type: ignore[union-attr]
+
+
+def test_another_batch_size_changes_no_reading() -> None:
+    """DESIGN.md: within 1e-6 for another batch size."""
+    data = torch.randn(90, 7, 4, generator=torch.Generator().manual_seed(0)) + 1
+    torch.manual_seed(0)
+    model = nn.Sequential(Mixer(), nn.Linear(4, 4), nn.Tanh())
+    sites = ["0", "1", "2"]
+    _, few = observed(model, data, sites, size=3)
+    _, many = observed(model, data, sites, size=64)
+    for site in sites:
+        for name, score in few[site].fit.scores.items():
+            assert score.value == pytest.approx(many[site].fit.scores[name].value, abs=1e-6)
+            assert score.interval == pytest.approx(many[site].fit.scores[name].interval, abs=1e-6)
+        for name, score in few[site].context.items():  # type: ignore[union-attr]
+            assert score.value == pytest.approx(many[site].context[name].value, abs=1e-6)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 3)])
+def test_units_that_are_not_finite_are_left_out_and_told(shape: tuple[int, ...]) -> None:
+    data = torch.randn(100, *shape, generator=torch.Generator().manual_seed(0))
+    bad = int((data.flatten(1)[:, 0] > 1).sum())
+    assert bad > 5
+    _, results = observed(nn.Sequential(Spoiled()), data, ["0"])
+    assert results["0"].left_out == bad
+    good = data[data.flatten(1)[:, 0] <= 1]
+    _, clean = observed(nn.Sequential(Spoiled()), good, ["0"])
+    found, expected = results["0"].fit, clean["0"].fit
+    assert found.rows == expected.rows
+    assert found.scores["raw"].value == pytest.approx(expected.scores["raw"].value, abs=1e-12)
+    (reading,) = [r for r in fit_readings("0", results["0"], {}, 100) if r.variant == "raw"]
+    assert f"{bad} units gave values that are not finite" in " ".join(reading.warnings)
+    assert reading.samples["units"] == 100 - bad
+
+
+def test_a_site_without_one_finite_value_is_an_input_error() -> None:
+    data = torch.full((40, 3), torch.nan)
+    with pytest.raises(InputError, match="no finite value"):
+        observed(nn.Sequential(nn.Identity()), data, ["0"])
+
+
+def test_a_container_and_its_only_child_are_told_apart_from_twins() -> None:
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(4, 4))
+    model = nn.Sequential(inner, nn.Linear(4, 4))
+    observer, results = observed(model, torch.randn(60, 4), ["0", "0.0", "1"])
+    twins = duplicates_of(observer)
+    assert twins == {"0": "0.0"} or twins == {"0.0": "0"}
+    (later, earlier) = next(iter(twins.items()))
+    readings = fit_readings(later, results[later], {}, 60, earlier)
+    assert all(f"site '{earlier}'" in " ".join(r.warnings) for r in readings)
+
+
+def test_a_strided_block_is_refused_with_what_to_do() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2, padding=1))
+    with pytest.raises(InputError, match="one row each"):
+        observed(model, images(), ["0"])
+
+
+def test_fit_states_start_as_one_zero() -> None:
+    """Full zeros would be kept twice, as state and as torchmetrics' default."""
+    gauge = Fit(torch.zeros(300), torch.zeros(300))
+    assert gauge.sum_xx.numel() == 1
+    gauge.update(torch.randn(4, 300), torch.randn(4, 300), 3)
+    gauge.reset()
+    assert gauge.sum_xx.numel() == 1
