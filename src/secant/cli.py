@@ -40,6 +40,9 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder for report.json, report.html.")] = Path(
         "reports/latest"
     ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that was cut off in --out.")
+    ] = False,
 ) -> None:
     """Survey MODELS: how much of each block a straight line explains, held out.
 
@@ -66,10 +69,15 @@ def report(
                 tasks[label] = bar.add_task(label, total=total)
             bar.update(tasks[label], completed=done)
 
-        found = survey(
-            models or [f"demo:{name}" for name in DEMOS], data, column=column, sites=site,
-            rows=rows, batch_size=batch_size, seed=seed, has_controls=controls, progress=progress,
-        )  # fmt: skip
+        try:
+            found = survey(
+                models or [f"demo:{name}" for name in DEMOS], data, column=column, sites=site,
+                rows=rows, batch_size=batch_size, seed=seed, has_controls=controls,
+                progress=progress, states=out / ".states", resume=resume,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            typer.echo("secant: stopped. The same command with --resume goes on.", err=True)
+            raise typer.Exit(130) from None
     for model in found.models:
         console.print(render_terminal(model))
     as_json, as_html = found.save(out)

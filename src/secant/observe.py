@@ -8,12 +8,13 @@ A block's output is often the next block's input: such a tensor is centred and s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from secant.engine.checkpoint import Checkpoint
 from secant.errors import InputError
 from secant.gauges.context import ContextFit, starts_of
 from secant.gauges.fit import Fit, FitResult, Score
@@ -124,6 +125,38 @@ class Observer:
         if site.patches is not None:
             site.patches.update(patch_rows(x, site.width), rows(y, mask), self.group)
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that `restore` needs: tensors, and plain notes for each site."""
+        sums: dict[str, Tensor] = {}
+        notes: dict[str, Any] = {}
+        for place, (name, site) in enumerate(self.sites.items()):
+            notes[name] = {"note": site.note, "left_out": site.left_out, "gauges": {}}
+            for kind, gauge in site.gauges().items():
+                centres = [gauge.x_centre, gauge.y_centre] if isinstance(gauge, Fit) else []
+                widths = gauge.widths if isinstance(gauge, ContextFit) else None
+                notes[name]["gauges"][kind] = widths
+                named = dict(gauge.metric_state) | {f"centre_{i}": c for i, c in enumerate(centres)}
+                sums |= {f"{place}.{kind}.{key}": cast(Tensor, one) for key, one in named.items()}
+        return sums, {"sites": notes}
+
+    def restore(self, sums: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Take up the state that `state` gave for the same sites."""
+        for place, (name, site) in enumerate(self.sites.items()):
+            kept = notes["sites"][name]
+            site.note, site.left_out = kept["note"], kept["left_out"]
+            for kind, widths in kept["gauges"].items():
+                prefix = f"{place}.{kind}."
+                mine = {key[len(prefix) :]: t for key, t in sums.items() if key.startswith(prefix)}
+                gauge: Fit | ContextFit
+                if widths is not None:
+                    gauge = ContextFit(*widths)
+                else:
+                    gauge = Fit(mine.pop("centre_0"), mine.pop("centre_1"))
+                for key, tensor in mine.items():
+                    setattr(gauge, key, tensor)
+                gauge._update_count = 1  # else torchmetrics warns that nothing was added
+                setattr(site, kind, gauge)
+
     def _gram(
         self, features: Tensor, mask: Tensor | None, centre: Tensor | None
     ) -> tuple[Gram, Tensor]:
@@ -139,12 +172,29 @@ class Observer:
 
 
 def accumulate(
-    feed: Feed, model: nn.Module, sites: Sequence[str], progress: Callable[[int, int], None]
+    feed: Feed,
+    model: nn.Module,
+    sites: Sequence[str],
+    progress: Callable[[int, int], None],
+    checkpoint: Checkpoint | None = None,
+    step: str = "pass",
 ) -> Observer:
-    """One pass: the sums of every site."""
+    """One pass: the sums of every site.
+
+    With a `checkpoint` the pass goes on behind the last batch kept under `step`, to the same
+    bits as a pass that was never cut off.
+    """
     observer = Observer(model, sites)
+    kept = None if checkpoint is None else checkpoint.sums(step)
+    start = 0
+    if kept is not None:
+        observer.restore(*kept)
+        start = kept[1]["batches"]
     done, total = 0, sum(len(batch.units) for batch in feed.batches)
-    for batch in feed.batches:
+    for number, batch in enumerate(feed.batches):
+        if number < start:
+            done += len(batch.units)
+            continue
         forward, mask = feed.forward(model, batch)
         observer.begin(batch.group, mask)
         with torch.no_grad(), watch(model, list(sites), observer.listen):
@@ -156,6 +206,10 @@ def accumulate(
                     "Check that the data has the shape that the model was made for."
                 ) from error
         done += len(batch.units)
+        is_last = number + 1 == len(feed.batches)
+        if checkpoint is not None and (is_last or checkpoint.is_due()):
+            sums, notes = observer.state()
+            checkpoint.save_sums(step, sums, notes | {"batches": number + 1})
         progress(done, total)
     missing = [name for name, site in observer.sites.items() if site.fit is None]
     if missing:

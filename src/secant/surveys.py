@@ -7,15 +7,20 @@ May import: torch, rich, and everything below in DESIGN.md's order.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from secant.engine.checkpoint import Checkpoint, open_checkpoint
+from secant.errors import SecantError
 from secant.fit_readings import duplicates_of, fit_readings
 from secant.gauges.interval import GROUPS
 from secant.load.data import Units, load_data
@@ -28,33 +33,64 @@ from secant.readings import ModelReport, Report
 Progress = Callable[[str, int, int], None]
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a survey does, besides its models and data."""
+
+    sites: list[str] | None
+    batch_size: int
+    seed: int
+    has_controls: bool
+
+
+class Pass:
+    """One model's passes over its data, each kept as it goes if there is a checkpoint."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        names: list[str],
+        progress: Progress,
+        checkpoint: Checkpoint | None,
+        place: int,
+    ) -> None:
+        self.feed, self.names, self.progress = feed, names, progress
+        self.checkpoint, self.place = checkpoint, place
+
+    def over(self, model: nn.Module, what: str) -> Observer:
+        """The sums of every site of `model`, which has the surveyed one's sites."""
+        label = f"{self.feed.loaded.name} ({what} weights)"
+        return accumulate(
+            self.feed,
+            model,
+            self.names,
+            lambda done, total: self.progress(label, done, total),
+            self.checkpoint,
+            f"{self.place}-{what}",
+        )
+
+
 def survey_model(
     loaded: Loaded,
     units: Units,
-    *,
-    sites: list[str] | None,
-    batch_size: int,
-    seed: int,
-    has_controls: bool,
+    settings: Settings,
     progress: Progress,
+    checkpoint: Checkpoint | None = None,
+    place: int = 0,
 ) -> ModelReport:
-    """Readings of one model, each beside fresh and shuffled weights if `has_controls`."""
+    """Readings of one model, each beside fresh and shuffled weights if wanted."""
     started = time.perf_counter()
-    feed = Feed(loaded, units, groups=GROUPS, batch_size=batch_size, seed=seed)
-    names = find_sites(loaded.model, sites)
-
-    def pass_over(model: nn.Module, what: str) -> Observer:
-        label = f"{loaded.name} ({what})"
-        return accumulate(feed, model, names, lambda done, total: progress(label, done, total))
-
-    observer = pass_over(loaded.model, "trained")
+    seed = settings.seed
+    feed = Feed(loaded, units, groups=GROUPS, batch_size=settings.batch_size, seed=seed)
+    names = find_sites(loaded.model, settings.sites)
+    passes = Pass(feed, names, progress, checkpoint, place)
+    observer = passes.over(loaded.model, "trained")
     results, twins = results_of(observer), duplicates_of(observer)
     trained_seconds = time.perf_counter() - started
     controls = {}
-    if has_controls:
-        controls["fresh"] = results_of(pass_over(loaded.fresh(seed), "fresh weights"))
-        other = shuffled(loaded.model, seed)
-        controls["shuffled"] = results_of(pass_over(other, "shuffled weights"))
+    if settings.has_controls:
+        controls["fresh"] = results_of(passes.over(loaded.fresh(seed), "fresh"))
+        controls["shuffled"] = results_of(passes.over(shuffled(loaded.model, seed), "shuffled"))
     readings = []
     for site in names:
         beside = {control: of_site[site] for control, of_site in controls.items()}
@@ -65,6 +101,26 @@ def survey_model(
     }
     rows = max(result.fit.rows for result in results.values())
     return ModelReport(loaded.name, units.name, len(units), rows, names, readings, cost)
+
+
+def digest_of(model: nn.Module) -> str:
+    """A fingerprint of a model's weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What the readings depend on besides the machine."""
+    packages = ("secant", "torch", "torchmetrics", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def hardware() -> str:
+    """The machine, as a report names it."""
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def survey(
@@ -78,11 +134,15 @@ def survey(
     seed: int = 0,
     has_controls: bool = True,
     progress: Progress = lambda label, done, total: None,
+    states: Path | None = None,
+    resume: bool = False,
 ) -> Report:
     """Survey `models` on `data`: the held-out fit at every site, beside its controls.
 
     `sites` are module paths or globs, the model's repeated blocks if None; `rows` keeps the
     first so many units (documents or images). `progress` is told label, units done and total.
+    `states` is a folder of this run's own where its sums are kept each minute and removed at the
+    end; with `resume` the run that was cut off there goes on, to the same readings bit for bit.
 
     Cost: one forward pass and the moments for each model, two more with controls.
 
@@ -90,19 +150,34 @@ def survey(
     """
     started = time.perf_counter()
     units = load_data(data, column).first(rows)
-    reports = [
-        survey_model(
-            load_model(name), units, sites=sites, batch_size=batch_size, seed=seed,
-            has_controls=has_controls, progress=progress,
-        )
-        for name in models
-    ]  # fmt: skip
-    packages = ("secant", "torch", "torchmetrics", "numpy")
+    settings = Settings(sites, batch_size, seed, has_controls)
+    checkpoint = None
+    if states is not None:
+        plan = asdict(settings) | {
+            "data": units.digest(),
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+        checkpoint = open_checkpoint(states, plan, resume=resume)
+    reports = []
+    try:
+        for place, name in enumerate(models):
+            loaded = load_model(name)
+            if checkpoint is not None:
+                checkpoint.check(f"{place}-model", digest_of(loaded.model))
+            reports.append(survey_model(loaded, units, settings, progress, checkpoint, place))
+    except SecantError:
+        # Nothing to go on with: the same command would fail in the same place.
+        if checkpoint is not None and not resume:
+            checkpoint.drop()
+        raise
+    if checkpoint is not None:
+        checkpoint.drop()
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=seed,
-        versions={"python": platform.python_version()} | {p: version(p) for p in packages},
-        hardware=f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        versions=versions(),
+        hardware=hardware(),
         cost={"seconds": time.perf_counter() - started},
         models=reports,
     )

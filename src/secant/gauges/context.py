@@ -67,6 +67,7 @@ class ContextFit(Metric):
 
     def __init__(self, width: int, output_width: int) -> None:
         super().__init__()
+        self.widths = width, output_width
         self.is_update = width == output_width
         for name in STATES:
             add_sum(self, f"sum_{name}")

@@ -7,6 +7,7 @@ May import: torch, numpy, safetensors, ``secant.errors``, ``secant.load.demo``.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import zipfile
 from dataclasses import dataclass
@@ -30,6 +31,17 @@ class Units:
     def __len__(self) -> int:
         """How many units."""
         return len(self.texts) if self.texts is not None else len(self.tensor)  # type: ignore[arg-type]
+
+    def digest(self) -> str:
+        """A fingerprint of the contents."""
+        digest = hashlib.blake2b(digest_size=16)
+        if self.texts is not None:
+            for text in self.texts:
+                digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
+        elif self.tensor is not None:
+            digest.update(f"{tuple(self.tensor.shape)} {self.tensor.dtype}".encode())
+            digest.update(self.tensor.flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def first(self, count: int | None) -> Units:
         """The first `count` units, or all."""

@@ -1,0 +1,149 @@
+"""What a long run has found so far, on disk, so that it can go on after a kill.
+
+Holds: ``Checkpoint``, ``open_checkpoint``.
+May import: torch, safetensors, ``secant.errors``. Knows no model.
+
+Every file is written under another name and moved into place, so a kill leaves the last whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from secant.errors import InputError
+
+PLAN = "plan.json"
+
+
+@dataclass
+class Checkpoint:
+    """Named steps of one run in a folder; `every_seconds` is how often sums are worth saving."""
+
+    folder: Path
+    every_seconds: float = 60.0
+    _saved_at: float = field(default_factory=time.monotonic)
+
+    def is_due(self) -> bool:
+        """Whether the last save is long enough ago."""
+        return time.monotonic() - self._saved_at >= self.every_seconds
+
+    def save_sums(self, step: str, sums: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Keep tensors and where the step stands, in place of what was kept of it before."""
+        path = self.folder / f"{step}.safetensors"
+        part = path.with_suffix(".part")
+        whole: dict[str, Tensor] = {}
+        stored: set[int] = set()
+        for name, tensor in sums.items():
+            flat = tensor.contiguous().cpu()
+            # safetensors refuses tensors that share memory, as two sites' centres may.
+            whole[name] = flat.clone() if flat.data_ptr() in stored else flat
+            stored.add(flat.data_ptr())
+        save_file(whole, part, metadata={"progress": json.dumps(progress)})
+        os.replace(part, path)
+        self._saved_at = time.monotonic()
+
+    def sums(self, step: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What `save_sums` kept of the step, None if nothing.
+
+        Raises: `InputError` if the file cannot be read.
+        """
+        path = self.folder / f"{step}.safetensors"
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                progress = json.loads(file.metadata()["progress"])
+                # Cloned: BLAS rounds by a tensor's place in memory, and a file's is not aligned.
+                sums = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                return sums, progress
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise _spoiled(path, error) from error
+
+    def save_found(self, step: str, found: Any) -> None:
+        """Keep a finished step's outcome as JSON; floats keep every bit."""
+        path = self.folder / f"{step}.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(found), encoding="utf-8")
+        os.replace(part, path)
+
+    def found(self, step: str) -> Any | None:
+        """What `save_found` kept of the step, None if nothing.
+
+        Raises: `InputError` if the file cannot be read.
+        """
+        path = self.folder / f"{step}.json"
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _spoiled(path, error) from error
+
+    def check(self, step: str, mark: str) -> None:
+        """Note `mark` for the step, or make sure that it is the one noted before the kill.
+
+        Raises: `InputError` if it is another.
+        """
+        noted = self.found(step)
+        if noted is None:
+            self.save_found(step, mark)
+        elif noted != mark:
+            raise InputError(
+                f"step {step!r} of the run kept in {str(self.folder)!r} had other weights. "
+                "Give the same model again, or start anew without --resume."
+            )
+
+    def drop(self) -> None:
+        """Remove everything: the run is finished."""
+        shutil.rmtree(self.folder)
+
+
+def open_checkpoint(folder: Path, plan: Mapping[str, Any], *, resume: bool) -> Checkpoint:
+    """A checkpoint for the run that `plan` describes; without `resume` it starts empty.
+
+    Raises: `InputError` if there is nothing to resume, or what is there came from another plan.
+    """
+    path = folder / PLAN
+    wanted = json.loads(json.dumps(plan))
+    if resume:
+        if not path.is_file():
+            raise InputError(
+                f"nothing to resume in {str(folder)!r}: no run was cut off there. "
+                "Start without --resume, or name the --out folder of the run that was."
+            )
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _spoiled(path, error) from error
+        known = kept if isinstance(kept, dict) else {}
+        differing = [key for key, value in wanted.items() if known.get(key) != value]
+        if differing:
+            raise InputError(
+                f"the run kept in {str(folder)!r} differs from this one in {', '.join(differing)}. "
+                "Repeat its command exactly, or start anew without --resume."
+            )
+        return Checkpoint(folder)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(wanted), encoding="utf-8")
+    os.replace(part, path)
+    return Checkpoint(folder)
+
+
+def _spoiled(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"the state kept in {str(path)!r} cannot be read ({error}). Start anew without --resume."
+    )

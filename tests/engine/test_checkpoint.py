@@ -1,0 +1,81 @@
+"""What is kept comes back to the last bit; what does not belong is refused."""
+
+import math
+
+import pytest
+import torch
+
+from secant.engine.checkpoint import open_checkpoint
+from secant.errors import InputError
+
+PLAN = {"seed": 0, "models": ["a"], "versions": {"torch": "x"}}
+
+
+def test_sums_come_back_to_the_last_bit(tmp_path):
+    folder = tmp_path / "states"
+    kept = open_checkpoint(folder, PLAN, resume=False)
+    assert kept.sums("pass") is None
+    assert kept.found("pass") is None
+    sums = {"a": torch.randn(3, 4, dtype=torch.float64).T, "b": torch.tensor(math.pi).double()}
+    kept.save_sums("pass", sums, {"batch": 3})
+    kept.save_found("part", {"value": 0.1 + 0.2, "none": None})
+    again = open_checkpoint(folder, PLAN, resume=True)
+    found, progress = again.sums("pass")
+    assert progress == {"batch": 3}
+    assert set(found) == set(sums)
+    assert all(torch.equal(found[name], sums[name]) for name in sums)
+    assert again.found("part") == {"value": 0.1 + 0.2, "none": None}
+    again.drop()
+    assert not folder.exists()
+
+
+def test_a_new_run_starts_empty(tmp_path):
+    kept = open_checkpoint(tmp_path / "states", PLAN, resume=False)
+    kept.save_found("part", 1)
+    assert open_checkpoint(tmp_path / "states", PLAN, resume=False).found("part") is None
+
+
+def test_nothing_to_resume_is_said(tmp_path):
+    with pytest.raises(InputError, match="nothing to resume"):
+        open_checkpoint(tmp_path / "states", PLAN, resume=True)
+
+
+def test_another_plan_is_refused_by_name(tmp_path):
+    open_checkpoint(tmp_path / "states", PLAN, resume=False)
+    with pytest.raises(InputError, match=r"differs from this one in seed\."):
+        open_checkpoint(tmp_path / "states", PLAN | {"seed": 1}, resume=True)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "part.json", "pass.safetensors"])
+def test_a_spoiled_file_is_refused(tmp_path, name):
+    kept = open_checkpoint(tmp_path / "states", PLAN, resume=False)
+    (tmp_path / "states" / name).write_bytes(b"{")
+
+    def read():
+        open_checkpoint(tmp_path / "states", PLAN, resume=True)
+        kept.found("part")
+        kept.sums("pass")
+
+    with pytest.raises(InputError, match="Start anew"):
+        read()
+
+
+def test_other_weights_are_refused(tmp_path):
+    kept = open_checkpoint(tmp_path / "states", PLAN, resume=False)
+    kept.check("model", "a")
+    kept.check("model", "a")
+    with pytest.raises(InputError, match="other weights"):
+        kept.check("model", "b")
+
+
+def test_a_half_written_file_is_not_taken(tmp_path, monkeypatch):
+    kept = open_checkpoint(tmp_path / "states", PLAN, resume=False)
+    kept.save_found("part", 1)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kept.save_found("part", 2)
+    assert kept.found("part") == 1

@@ -1,0 +1,89 @@
+"""A survey that is killed and resumed is the survey that was not, to the last bit."""
+
+import json
+
+import pytest
+import torch
+
+from secant.engine.checkpoint import Checkpoint
+from secant.errors import InputError
+from secant.surveys import survey
+
+MODELS = ["demo:transformer", "demo:cnn"]
+
+
+@pytest.fixture(autouse=True)
+def kept_at_every_batch(monkeypatch):
+    monkeypatch.setattr(Checkpoint, "is_due", lambda self: True)
+
+
+def readings(report):
+    models = json.loads(report.to_json())["models"]
+    return [{key: value for key, value in model.items() if key != "cost"} for model in models]
+
+
+def run(states, stop_at=None, resume=False, **options):
+    """Survey; raise KeyboardInterrupt at the given call of the progress bar."""
+    calls = []
+
+    def progress(label, done, total):
+        calls.append((label, done))
+        if stop_at is not None and len(calls) == stop_at:
+            raise KeyboardInterrupt
+
+    report = survey(
+        MODELS, rows=60, batch_size=16, progress=progress, states=states, resume=resume, **options
+    )  # fmt: skip
+    return report, calls
+
+
+@pytest.fixture(scope="module")
+def whole():
+    report = survey(MODELS, rows=60, batch_size=16)
+    return readings(report)
+
+
+@pytest.mark.parametrize("stop_at", [1, 17, 45])
+def test_a_killed_and_resumed_survey_gives_the_same_bits(tmp_path, whole, stop_at):
+    states = tmp_path / "states"
+    with pytest.raises(KeyboardInterrupt):
+        run(states, stop_at)
+    assert states.is_dir()
+    report, calls = run(states, resume=True)
+    assert readings(report) == whole
+    assert not states.exists(), "a finished run leaves nothing"
+    assert len(calls) < 60, "what was kept is not done again"
+
+
+def test_killed_twice(tmp_path, whole):
+    states = tmp_path / "states"
+    with pytest.raises(KeyboardInterrupt):
+        run(states, 5)
+    with pytest.raises(KeyboardInterrupt):
+        run(states, 12, resume=True)
+    assert readings(run(states, resume=True)[0]) == whole
+
+
+def test_other_settings_or_data_do_not_resume(tmp_path):
+    states = tmp_path / "states"
+    with pytest.raises(KeyboardInterrupt):
+        run(states, 5)
+    with pytest.raises(InputError, match=r"differs from this one in seed"):
+        run(states, resume=True, seed=1)
+    with pytest.raises(InputError, match=r"differs from this one in data"):
+        survey(MODELS, rows=59, batch_size=16, states=states, resume=True)
+    with pytest.raises(InputError, match="other weights"):
+        survey(MODELS[::-1], rows=60, batch_size=16, states=states, resume=True)
+    assert states.is_dir(), "what was kept is still there"
+
+
+def test_bad_input_keeps_nothing(tmp_path):
+    with pytest.raises(InputError, match="at least 3 folds"):
+        survey(["demo:linear"], rows=1, states=tmp_path / "states")
+    assert not (tmp_path / "states").exists()
+
+
+def test_the_same_survey_twice_gives_the_same_bits(whole):
+    before = torch.random.get_rng_state()
+    assert readings(survey(MODELS, rows=60, batch_size=16)) == whole
+    assert torch.equal(before, torch.random.get_rng_state()), "a survey draws from nobody's seed"
