@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secant.errors import InputError
+from secant.errors import ControlError, InputError
 from secant.gauges.fit import Fit, FitResult, Score
 from secant.gauges.interval import GROUPS
 from secant.load.data import Units, load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model, shuffled
+from secant.load.options import DEFAULTS, LoadOptions
 from secant.maps.features import rows, watch
 from secant.maps.sites import find_sites
 from secant.readings import ModelReport, Reading, Report
@@ -43,19 +44,13 @@ def accumulate(
     def listener(site: str, x: Tensor, y: Tensor) -> None:
         x, y = rows(x, mask), rows(y, mask)
         if site not in gauges:
-            gauges[site] = Fit(x.double().mean(0), y.double().mean(0))
+            gauges[site] = Fit(x.double().mean(0), y.double().mean(0)).to(x.device)
         gauges[site].update(x, y, batch.group)
 
     for batch in feed.batches:
         forward, mask = feed.forward(model, batch)
         with torch.inference_mode(), watch(model, list(sites), listener):
-            try:
-                forward()
-            except RuntimeError as error:
-                raise InputError(
-                    f"model {feed.loaded.name!r} refuses the data: {str(error).splitlines()[0]} "
-                    "Check that the data has the shape that the model was made for."
-                ) from error
+            forward()
         done += len(batch.units)
         progress(done, total)
     missing = [site for site in sites if site not in gauges]
@@ -97,11 +92,19 @@ def as_control(score: Score) -> dict[str, Any]:
 
 
 def readings_of(
-    site: str, result: FitResult, controls: dict[str, FitResult], units: int
+    site: str,
+    result: FitResult,
+    controls: dict[str, FitResult],
+    units: int,
+    missing: dict[str, str],
 ) -> list[Reading]:
-    """The readings of the fit gauge at one site, beside the same site of each control."""
+    """The readings of the fit gauge at one site, beside the same site of each control.
+
+    `missing` maps a control that could not be made to the reason.
+    """
     samples = {"units": units, "rows": result.rows}
     warnings = warnings_of(result)
+    warnings += [f"No {name} control: {reason}" for name, reason in missing.items()]
     details = {"rank": result.rank, "ridges": result.ridges, "per": "position"}
     readings = []
     for variant, score in scores_of(result).items():
@@ -110,6 +113,8 @@ def readings_of(
             beside["residual"] = as_control(result.residual_alone)
         for name, control in controls.items():
             beside[name] = as_control(scores_of(control)[variant])
+        for name, reason in missing.items():
+            beside[name] = {"value": None, "interval": None, "reason": reason}
         sums = {"residual_by_group": score.residual, "total_by_group": score.total}
         readings.append(
             Reading(
@@ -133,6 +138,7 @@ def survey_model(
     """Readings of one model, each beside fresh and shuffled weights if `has_controls`."""
     started = time.perf_counter()
     feed = Feed(loaded, units, groups=GROUPS, batch_size=batch_size, seed=seed)
+    units = feed.units  # without empty texts
     names = find_sites(loaded.model, sites)
 
     def pass_over(model: nn.Module, what: str) -> dict[str, FitResult]:
@@ -142,27 +148,33 @@ def survey_model(
 
     results = pass_over(loaded.model, "trained")
     trained_seconds = time.perf_counter() - started
-    controls = {}
+    controls, missing = {}, {}
     if has_controls:
-        controls["fresh"] = pass_over(loaded.fresh(seed), "fresh weights")
+        try:
+            fresh = loaded.fresh(seed)
+        except ControlError as error:
+            missing["fresh"] = str(error)
+        else:
+            controls["fresh"] = pass_over(fresh, "fresh weights")
         controls["shuffled"] = pass_over(shuffled(loaded.model, seed), "shuffled weights")
     readings = []
     for site in names:
         beside = {control: of_site[site] for control, of_site in controls.items()}
-        readings += readings_of(site, results[site], beside, len(units))
+        readings += readings_of(site, results[site], beside, len(units), missing)
     cost = {
         "trained_pass_seconds": trained_seconds,
         "seconds": time.perf_counter() - started,
     }
     rows = max(result.rows for result in results.values())
-    return ModelReport(loaded.name, units.name, len(units), rows, names, readings, cost)
+    return ModelReport(loaded.name, units.name, len(units), rows, names, readings, cost, feed.notes)
 
 
 def survey(
-    models: Sequence[str],
-    data: str = "demo:digits",
+    models: Sequence[str | nn.Module],
+    data: Any = "demo:digits",
     *,
     column: str = "text",
+    loading: LoadOptions = DEFAULTS,
     sites: list[str] | None = None,
     rows: int | None = None,
     batch_size: int = 32,
@@ -172,6 +184,8 @@ def survey(
 ) -> Report:
     """Survey `models` on `data`: the held-out fit at every site, beside its controls.
 
+    `models` are what `load_model` takes, `nn.Module` objects among it; `data` what `load_data`
+    takes, tensors, texts and DataLoaders among it; `loading` says how to read them.
     `sites` are module paths or globs, the model's repeated blocks if None; `rows` keeps the
     first so many units (documents or images). `progress` is told label, units done and total.
 
@@ -180,10 +194,10 @@ def survey(
     Raises: `InputError` (`LoadError` for files) for anything that cannot be used.
     """
     started = time.perf_counter()
-    units = load_data(data, column).first(rows)
+    units = load_data(data, column, loading, rows)
     reports = [
         survey_model(
-            load_model(name), units, sites=sites, batch_size=batch_size, seed=seed,
+            load_model(name, loading), units, sites=sites, batch_size=batch_size, seed=seed,
             has_controls=has_controls, progress=progress,
         )
         for name in models
