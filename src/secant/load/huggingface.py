@@ -16,6 +16,7 @@ import contextlib
 import copy
 import importlib.util
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -38,7 +39,10 @@ HUB_FILES: Final = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings within; restore them after."""
+    """Silence transformers' progress bars and warnings within; restore them after.
+
+    The GGUF reader's bar heeds no setting, so the standard error stream is put aside as well.
+    """
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as noise
 
@@ -50,7 +54,7 @@ def quiet() -> Iterator[None]:
     noise.disable_progress_bar()
     hub.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
