@@ -151,7 +151,7 @@ def _load(place: _Place, name: str, options: LoadOptions) -> Loaded:
         except LoadError:
             raise
         except _errors() as error:
-            raise _refusal(place.source, error) from error
+            raise _refusal(place, error) from error
         notes = _check_complete(place.source, type(model).__name__, info)
         _forget_quantisation(model)
         tokenizer = processor = None
@@ -211,8 +211,8 @@ def _build(own: Any, kind: Any, config: Any, options: LoadOptions) -> nn.Module:
     return kind.from_config(config, trust_remote_code=code)  # type: ignore[no-any-return]
 
 
-def _refusal(source: str, error: Exception) -> LoadError:
-    text = str(error)
+def _refusal(place: _Place, error: Exception) -> LoadError:
+    source, text = place.source, str(error)
     if "trust_remote_code" in text:
         return LoadError(
             f"model {source!r} comes with Python code of its own, which is not run. "
@@ -222,6 +222,11 @@ def _refusal(source: str, error: Exception) -> LoadError:
         return LoadError(
             f"model {source!r}: its .bin weights hold more than tensors and would need code to "
             "load, which is refused. Ask for safetensors, or convert where you trust them."
+        )
+    if place.more:
+        return LoadError(
+            f"model {source!r} cannot be loaded ({_line(error)}). The file is cut, corrupt or of "
+            "an architecture that transformers does not read; get it again."
         )
     return LoadError(
         f"model {source!r} cannot be loaded ({_line(error)}). The directory needs a valid "
