@@ -70,7 +70,7 @@ BAD_FILES = {
     "broken jsonl": ("x.jsonl", text("{\n"), "cannot be read"),
     "not utf-8": ("x.txt", lambda path: path.write_bytes(b"\xff\xfe"), "UTF-8"),
     "no units": ("x.txt", text("\n\n"), "no units"),
-    "unknown kind": ("x.parquet", text("x"), "unknown kind"),
+    "unknown kind": ("x.xyz", text("x"), "unknown kind"),
     "wrong shape": ("x.npy", array([[0.0] * 7] * 40), "shape"),
     "pickled objects": ("x.npy", array([{}, 1], dtype=object), "objects"),
     "strings": ("x.npy", array(["a", "b"]), "numbers"),
@@ -80,7 +80,7 @@ BAD_FILES = {
     "empty npy file": ("x.npy", text(""), "cannot be read"),
     "lying header": ("x.safetensors", lying_safetensors, "safetensors"),
     "huge header": ("x.safetensors", huge_header, "safetensors"),
-    "two tensors": ("x.safetensors", two_tensors, "one tensor"),
+    "two tensors": ("x.safetensors", two_tensors, "--column"),
 }
 
 

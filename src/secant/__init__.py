@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from secant.errors import LoadError as LoadError
     from secant.errors import SecantError as SecantError
     from secant.gauges.fit import Fit as Fit
+    from secant.load.options import LoadOptions as LoadOptions
     from secant.readings import Reading as Reading
     from secant.readings import Report as Report
     from secant.surveys import survey as survey
@@ -18,13 +19,23 @@ _HOME = {
     "Fit": "secant.gauges.fit",
     "InputError": "secant.errors",
     "LoadError": "secant.errors",
+    "LoadOptions": "secant.load.options",
     "Reading": "secant.readings",
     "Report": "secant.readings",
     "SecantError": "secant.errors",
     "survey": "secant.surveys",
 }
 
-__all__ = ["Fit", "InputError", "LoadError", "Reading", "Report", "SecantError", "survey"]
+__all__ = [
+    "Fit",
+    "InputError",
+    "LoadError",
+    "LoadOptions",
+    "Reading",
+    "Report",
+    "SecantError",
+    "survey",
+]
 
 
 def __getattr__(name: str) -> Any:

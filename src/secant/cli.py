@@ -20,16 +20,25 @@ app = typer.Typer(
     add_completion=False,
     help="Secant says in which sense, where and how far a neural network is linear.",
 )
+LOADING = "Loading"
 
 
 @app.command()
 def report(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="demo:NAME or a Hugging Face directory; all demo models if none."),
+        typer.Argument(
+            help="demo:NAME; a Hugging Face directory or hub id owner/name; a .gguf file; or "
+            "package.module:factory, your own function, which is imported and called. "
+            "All demo models if none."
+        ),
     ] = None,
-    data: Annotated[str, typer.Option(help="demo:digits or a data file.")] = "demo:digits",
-    column: Annotated[str, typer.Option(help="Text column of .jsonl and .csv.")] = "text",
+    data: Annotated[
+        str, typer.Option(help="demo:digits, a data file or a folder of images.")
+    ] = "demo:digits",
+    column: Annotated[
+        str, typer.Option(help="Text column of the records, or array of several.")
+    ] = "text",
     site: Annotated[list[str] | None, typer.Option(help="Site or glob; may repeat.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Use the first ROWS units.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Units a forward pass.")] = 32,
@@ -43,6 +52,42 @@ def report(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run that was cut off in --out.")
     ] = False,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights of a factory's model: .safetensors, or .pt, .pth, .bin without code.",
+            rich_help_panel=LOADING,
+        ),
+    ] = None,
+    call: Annotated[
+        str | None,
+        typer.Option(
+            help="package.module:function(model, batch) in place of model(batch); your own code.",
+            rich_help_panel=LOADING,
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(help="Column or array of labels.", rich_help_panel=LOADING),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that comes with a Hugging Face model.",
+            rich_help_panel=LOADING,
+        ),
+    ] = False,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, mps …", rich_help_panel=LOADING)
+    ] = "cpu",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, float64, bfloat16, float16, or keep for the checkpoint's own.",
+            rich_help_panel=LOADING,
+        ),
+    ] = "float32",
 ) -> None:
     """Survey MODELS: how much of each block a straight line explains, held out.
 
@@ -52,10 +97,12 @@ def report(
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     from secant.load.demo import DEMOS
+    from secant.load.options import LoadOptions
     from secant.readings import check_writable
     from secant.report.terminal import render_terminal
     from secant.surveys import survey
 
+    loading = LoadOptions(weights, call, label_column, trust_remote_code, device, dtype)
     check_writable(out)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -71,8 +118,8 @@ def report(
 
         try:
             found = survey(
-                models or [f"demo:{name}" for name in DEMOS], data, column=column, sites=site,
-                rows=rows, batch_size=batch_size, seed=seed, has_controls=controls,
+                models or [f"demo:{name}" for name in DEMOS], data, column=column, loading=loading,
+                sites=site, rows=rows, batch_size=batch_size, seed=seed, has_controls=controls,
                 progress=progress, states=out / ".states", resume=resume,
             )  # fmt: skip
         except KeyboardInterrupt:
@@ -85,12 +132,19 @@ def report(
 
 
 @app.command()
-def sites(model: Annotated[str, typer.Argument(help="demo:NAME or a directory.")]) -> None:
+def sites(
+    model: Annotated[str, typer.Argument(help="As for `secant report`.")],
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
+    ] = False,
+) -> None:
     """List the sites of MODEL; those surveyed when none is named are marked with a star."""
     from secant.load.models import load_model
+    from secant.load.options import LoadOptions
     from secant.maps.sites import default_sites
 
-    module = load_model(model).model
+    module = load_model(model, LoadOptions(trust_remote_code=trust_remote_code)).model
     chosen = set(default_sites(module))
     for name, part in module.named_modules():
         if name:

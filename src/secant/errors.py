@@ -17,3 +17,7 @@ class InputError(SecantError, ValueError):
 
 class LoadError(InputError):
     """A model or data file is missing, unreadable, unsafe or of the wrong form."""
+
+
+class ControlError(InputError):
+    """A control cannot be made for this model; the message says why."""

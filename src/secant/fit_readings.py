@@ -93,15 +93,18 @@ def fit_readings(
     site: str,
     result: SiteResult,
     controls: dict[str, SiteResult],
+    missing: dict[str, str],
     units: int,
     twin: str | None = None,
 ) -> list[Reading]:
     """The readings at one site, beside the same site of each control.
 
+    `missing` maps a control that could not be made to the reason;
     `twin` is an earlier site with the same input and output, to be warned of.
     """
     samples = {"units": units - result.left_out, "rows": result.fit.rows}
     warnings = warnings_of(result)
+    warnings += [f"No {name} control: {reason}" for name, reason in missing.items()]
     if twin is not None:
         warnings.append(f"Input and output are those of site {twin!r}: one reading, shown twice.")
     if result.context_note is not None:
@@ -115,6 +118,8 @@ def fit_readings(
             other = scores_of(control).get(variant)
             if other is not None:
                 beside[name] = as_control(other)
+        for name, reason in missing.items():
+            beside[name] = {"value": None, "interval": None, "missing": reason}
         readings.append(
             Reading(
                 "features", site, "fit", variant, score.value, score.interval, samples,

@@ -198,13 +198,7 @@ def accumulate(
         forward, mask = feed.forward(model, batch)
         observer.begin(batch.group, mask)
         with torch.no_grad(), watch(model, list(sites), observer.listen):
-            try:
-                forward()
-            except RuntimeError as error:
-                raise InputError(
-                    f"model {feed.loaded.name!r} refuses the data: {str(error).splitlines()[0]} "
-                    "Check that the data has the shape that the model was made for."
-                ) from error
+            forward()
         done += len(batch.units)
         is_last = number + 1 == len(feed.batches)
         if checkpoint is not None and (is_last or checkpoint.is_due()):

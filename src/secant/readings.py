@@ -41,7 +41,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """All readings of one model on one set of data."""
+    """All readings of one model on one set of data; `notes` say what loading changed."""
 
     name: str
     data: str
@@ -50,6 +50,7 @@ class ModelReport:
     sites: list[str]
     readings: list[Reading]
     cost: dict[str, float]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,19 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from secant.engine.checkpoint import Checkpoint, open_checkpoint
-from secant.errors import SecantError
+from secant.errors import ControlError, SecantError
 from secant.fit_readings import duplicates_of, fit_readings
 from secant.gauges.interval import GROUPS
-from secant.load.data import Units, load_data
+from secant.load.data import load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model, shuffled
+from secant.load.options import DEFAULTS, LoadOptions
 from secant.maps.sites import find_sites
 from secant.observe import Observer, accumulate, results_of
 from secant.readings import ModelReport, Report
@@ -72,7 +74,7 @@ class Pass:
 
 def survey_model(
     loaded: Loaded,
-    units: Units,
+    feed: Feed,
     settings: Settings,
     progress: Progress,
     checkpoint: Checkpoint | None = None,
@@ -81,26 +83,31 @@ def survey_model(
     """Readings of one model, each beside fresh and shuffled weights if wanted."""
     started = time.perf_counter()
     seed = settings.seed
-    feed = Feed(loaded, units, groups=GROUPS, batch_size=settings.batch_size, seed=seed)
+    units = feed.units  # without empty texts
     names = find_sites(loaded.model, settings.sites)
     passes = Pass(feed, names, progress, checkpoint, place)
     observer = passes.over(loaded.model, "trained")
     results, twins = results_of(observer), duplicates_of(observer)
     trained_seconds = time.perf_counter() - started
-    controls = {}
+    controls, missing = {}, {}
     if settings.has_controls:
-        controls["fresh"] = results_of(passes.over(loaded.fresh(seed), "fresh"))
+        try:
+            fresh = loaded.fresh(seed)
+        except ControlError as error:
+            missing["fresh"] = str(error)
+        else:
+            controls["fresh"] = results_of(passes.over(fresh, "fresh"))
         controls["shuffled"] = results_of(passes.over(shuffled(loaded.model, seed), "shuffled"))
     readings = []
     for site in names:
         beside = {control: of_site[site] for control, of_site in controls.items()}
-        readings += fit_readings(site, results[site], beside, len(units), twins.get(site))
+        readings += fit_readings(site, results[site], beside, missing, len(units), twins.get(site))
     cost = {
         "trained_pass_seconds": trained_seconds,
         "seconds": time.perf_counter() - started,
     }
     rows = max(result.fit.rows for result in results.values())
-    return ModelReport(loaded.name, units.name, len(units), rows, names, readings, cost)
+    return ModelReport(loaded.name, units.name, len(units), rows, names, readings, cost, feed.notes)
 
 
 def digest_of(model: nn.Module) -> str:
@@ -124,10 +131,11 @@ def hardware() -> str:
 
 
 def survey(
-    models: Sequence[str],
-    data: str = "demo:digits",
+    models: Sequence[str | nn.Module],
+    data: Any = "demo:digits",
     *,
     column: str = "text",
+    loading: LoadOptions = DEFAULTS,
     sites: list[str] | None = None,
     rows: int | None = None,
     batch_size: int = 32,
@@ -139,6 +147,8 @@ def survey(
 ) -> Report:
     """Survey `models` on `data`: the held-out fit at every site, beside its controls.
 
+    `models` are what `load_model` takes, `nn.Module` objects among it; `data` what `load_data`
+    takes, tensors, texts and DataLoaders among it; `loading` says how to read them.
     `sites` are module paths or globs, the model's repeated blocks if None; `rows` keeps the
     first so many units (documents or images). `progress` is told label, units done and total.
     `states` is a folder of this run's own where its sums are kept each minute and removed at the
@@ -149,12 +159,11 @@ def survey(
     Raises: `InputError` (`LoadError` for files) for anything that cannot be used.
     """
     started = time.perf_counter()
-    units = load_data(data, column).first(rows)
+    units = load_data(data, column, loading, rows)
     settings = Settings(sites, batch_size, seed, has_controls)
     checkpoint = None
     if states is not None:
         plan = asdict(settings) | {
-            "data": units.digest(),
             "versions": versions(),
             "hardware": hardware(),
         }
@@ -162,10 +171,12 @@ def survey(
     reports = []
     try:
         for place, name in enumerate(models):
-            loaded = load_model(name)
+            loaded = load_model(name, loading)
+            feed = Feed(loaded, units, groups=GROUPS, batch_size=batch_size, seed=seed)
             if checkpoint is not None:
-                checkpoint.check(f"{place}-model", digest_of(loaded.model))
-            reports.append(survey_model(loaded, units, settings, progress, checkpoint, place))
+                checkpoint.check(f"{place}-weights", digest_of(loaded.model))
+                checkpoint.check(f"{place}-data", feed.digest)
+            reports.append(survey_model(loaded, feed, settings, progress, checkpoint, place))
     except SecantError:
         # Nothing to go on with: the same command would fail in the same place.
         if checkpoint is not None and not resume:

@@ -64,7 +64,7 @@ def test_other_weights_are_refused(tmp_path):
     kept = open_checkpoint(tmp_path / "states", PLAN, resume=False)
     kept.check("model", "a")
     kept.check("model", "a")
-    with pytest.raises(InputError, match="other weights"):
+    with pytest.raises(InputError, match="another fingerprint"):
         kept.check("model", "b")
 
 

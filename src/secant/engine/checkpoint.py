@@ -100,8 +100,8 @@ class Checkpoint:
             self.save_found(step, mark)
         elif noted != mark:
             raise InputError(
-                f"step {step!r} of the run kept in {str(self.folder)!r} had other weights. "
-                "Give the same model again, or start anew without --resume."
+                f"the run kept in {str(self.folder)!r} had another fingerprint at {step!r}. "
+                "Give the same models and data again, or start anew without --resume."
             )
 
     def drop(self) -> None:

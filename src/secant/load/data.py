@@ -1,136 +1,69 @@
-"""Data as units: whole documents or images, never tokens.
+"""Data as units, from files, folders or Python: whole documents or images, never tokens.
 
-Holds: ``Units`` and ``load_data``.
-May import: torch, numpy, safetensors, ``secant.errors``, ``secant.load.demo``.
+Holds: ``Units`` (re-exported) and ``load_data``.
+May import: torch, numpy, ``secant.errors``, ``secant.load``.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
-import zipfile
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import Any
 
 from secant.errors import LoadError
+from secant.load.arrays import SUFFIXES, read_array
+from secant.load.demo import digits
+from secant.load.images import read_folder
+from secant.load.loaders import from_object
+from secant.load.options import DEFAULTS, LoadOptions
+from secant.load.records import read_texts
+from secant.load.units import Units as Units
 
 
-@dataclass(frozen=True)
-class Units:
-    """Texts, or one tensor whose first dimension is the unit."""
+def load_data(
+    source: Any, column: str = "text", options: LoadOptions = DEFAULTS, rows: int | None = None
+) -> Units:
+    """Units from a name or an object; the first `rows` of them.
 
-    name: str
-    texts: list[str] | None = None
-    tensor: Tensor | None = None
+    By name: `demo:digits`; `.txt` (a line each), `.jsonl`, `.csv`, `.parquet` (extra `parquet`),
+    whose text field `column` names; `.npy`, `.npz`, `.safetensors`, where `column` names one of
+    several arrays; a folder of .png and .jpg files (extra `images`), whose subfolders are labels.
 
-    def __len__(self) -> int:
-        """How many units."""
-        return len(self.texts) if self.texts is not None else len(self.tensor)  # type: ignore[arg-type]
+    From Python: a tensor (units, ...), a list of texts, or a DataLoader or other iterable of
+    batches, which is read once, until there are `rows` units, and kept in memory
+    (see `from_object`).
 
-    def digest(self) -> str:
-        """A fingerprint of the contents."""
-        digest = hashlib.blake2b(digest_size=16)
-        if self.texts is not None:
-            for text in self.texts:
-                digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
-        elif self.tensor is not None:
-            digest.update(f"{tuple(self.tensor.shape)} {self.tensor.dtype}".encode())
-            digest.update(self.tensor.flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+    Labels come from the field or array `options.label_column`, from subfolders, from the
+    batches or with the digits, and line up with the units.
 
-    def first(self, count: int | None) -> Units:
-        """The first `count` units, or all."""
-        if count is None:
-            return self
-        texts = None if self.texts is None else self.texts[:count]
-        tensor = None if self.tensor is None else self.tensor[:count]
-        return Units(self.name, texts, tensor)
-
-
-def load_data(source: str, column: str = "text") -> Units:
-    """Units from `demo:digits`, `.txt` (a line each), `.jsonl`, `.csv`, `.npy`, `.safetensors`.
-
-    `column` names the text field of `.jsonl` and `.csv`.
-
-    Raises: `LoadError` for a file that is missing, empty, unreadable or lacks the column.
+    Raises: `LoadError` for a file that is missing, empty, unreadable or lacks the column;
+    `InputError` for an object of another kind.
     """
-    if source == "demo:digits":
-        from secant.load.demo import digits
-
-        return Units(source, tensor=digits()[0])
-    path = Path(source)
-    if not path.is_file():
-        raise LoadError(
-            f"data {source!r}: no such file. Give `demo:digits` or a .txt, .jsonl, .csv, "
-            ".npy or .safetensors file."
-        )
-    if path.suffix in {".npy", ".safetensors"}:
-        tensor = _read_tensor(path)
-        if tensor.ndim == 0 or tensor.is_complex():
-            raise LoadError(
-                f"data {source!r} must be a real tensor whose first dimension is the unit; got "
-                f"{tensor.dtype} of shape {tuple(tensor.shape)}. Save one row for each unit."
-            )
-        units = Units(path.name, tensor=tensor)
+    if isinstance(source, str | Path):
+        units = _from_file(str(source), column, options.label_column, rows).first(rows)
     else:
-        units = Units(path.name, texts=_read_texts(path, column))
+        units = from_object(source, column, options.label_column, rows)
     if len(units) == 0:
-        raise LoadError(f"data {source!r} holds no units. Give a file with at least a few.")
+        raise LoadError(f"data {units.name!r} holds no units. Give at least a few.")
     return units
 
 
-def _read_tensor(path: Path) -> Tensor:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        tensors = load_file(path)
-    except SafetensorError as error:
+def _from_file(source: str, column: str, label_column: str | None, rows: int | None) -> Units:
+    path = Path(source)
+    if label_column is not None and (source == "demo:digits" or path.is_dir()):
         raise LoadError(
-            f"data {str(path)!r} is not valid safetensors ({error}). Write it again."
-        ) from error
-    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise LoadError(
-            f"data {str(path)!r} cannot be read as an array ({error}). "
-            "Save plain numbers, without objects."
-        ) from error
-    if len(tensors) != 1:
-        raise LoadError(
-            f"data {str(path)!r} must hold one tensor; got {sorted(tensors)}. Save one."
+            f"data {source!r} has labels of its own; got label column {label_column!r}. "
+            "Leave --label-column out."
         )
-    return next(iter(tensors.values()))
-
-
-def _read_texts(path: Path, column: str) -> list[str]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            if path.suffix == ".txt":
-                return [line.strip() for line in file if line.strip()]
-            if path.suffix == ".jsonl":
-                records = [json.loads(line) for line in file if line.strip()]
-            elif path.suffix == ".csv":
-                records = list(csv.DictReader(file))
-            else:
-                raise LoadError(
-                    f"data {str(path)!r}: unknown kind {path.suffix!r}. "
-                    "Use .txt, .jsonl, .csv, .npy or .safetensors."
-                )
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    if source == "demo:digits":
+        images, labels = digits()
+        return Units(source, tensor=images, labels=labels)
+    if path.is_dir():
+        return read_folder(path)
+    if not path.is_file():
         raise LoadError(
-            f"data {str(path)!r} cannot be read ({error}). Save it as UTF-8 in its own format."
-        ) from error
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record, dict) or not isinstance(record.get(column), str):
-            found = sorted(map(str, record)) if isinstance(record, dict) else type(record).__name__
-            raise LoadError(
-                f"data {str(path)!r}, record {number}: no text in column {column!r}; "
-                f"found {found}. Name the text column with --column."
-            )
-    return [record[column] for record in records]
+            f"data {source!r}: no such file. Give `demo:digits`, a .txt, .jsonl, .csv, .parquet, "
+            ".npy, .npz or .safetensors file, or a folder of images."
+        )
+    if path.suffix in SUFFIXES:
+        return read_array(path, column, label_column)
+    return read_texts(path, column, label_column, rows)

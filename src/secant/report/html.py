@@ -330,9 +330,11 @@ def _card(model: Model, models: list[Model]) -> str:
     counts = ", ".join(f"{text_at(model, key)} {key}" for key in ("units", "rows"))
     sites = len(sites_of(model))
     about = f"{text_at(model, 'data')}: {counts}, {sites} site{'' if sites == 1 else 's'}"
+    notes = "".join(f'<p class="words">{escape(str(n))}</p>' for n in model.get("notes") or [])
     return (
         f'<section class="card"><h2>{escape(text_at(model, "name"))}</h2>'
-        f'<p class="meta">{escape(about)}</p>{_plots(model, models)}{_warnings(model)}</section>'
+        f'<p class="meta">{escape(about)}</p>{notes}'
+        f"{_plots(model, models)}{_warnings(model)}</section>"
     )
 
 

@@ -34,10 +34,13 @@ def _control(reading: Reading, name: str) -> str:
 
 def render_terminal(report: ModelReport) -> Table:
     """One line a site: raw R² beside the residual alone, `beyond` beside its controls."""
+    caption = (
+        "fresh, shuffled: `beyond` of the same architecture with new weights, and with "
+        "each tensor's entries permuted; ±: half-width of the 95 % interval, its longer side"
+    )
     table = Table(
         title=escape(f"{report.name} on {report.data}: {report.units} units"),
-        caption="fresh, shuffled: `beyond` of the same architecture with new weights, and with "
-        "each tensor's entries permuted; ±: half-width of the 95 % interval, its longer side",
+        caption=escape("\n".join([caption, *report.notes])),
     )
     table.add_column("site", overflow="fold", min_width=10)
     for name in ("raw R²", "residual alone", "beyond", "fresh", "shuffled"):
