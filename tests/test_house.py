@@ -23,6 +23,8 @@ LEVELS = {
     "nn": 2,
     "surveys": 3,
     "readings": 3,
+    "records": 3,
+    "comparisons": 3,
     "uses": 4,
     "report": 4,
     "studies": 5,
@@ -108,7 +110,10 @@ def test_the_exception_stays_inside_a_function():
 
 
 def test_public_names():
-    names = ["Fit", "InputError", "LoadError", "Reading", "Report", "SecantError", "survey"]
+    names = [
+        "Comparison", "Fit", "InputError", "LoadError", "Reading", "Report", "SecantError",
+        "compare", "survey",
+    ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:
         assert getattr(secant, name).__name__ == name
@@ -128,8 +133,13 @@ except SystemExit as end:
 
 @pytest.mark.parametrize(
     "code",
-    ["import secant", "args = ['--help']" + HELP, "args = ['report', '--help']" + HELP],
-    ids=["import", "help", "report help"],
+    [
+        "import secant",
+        "args = ['--help']" + HELP,
+        "args = ['report', '--help']" + HELP,
+        "args = ['diff', '--help']" + HELP,
+    ],
+    ids=["import", "help", "report help", "diff help"],
 )
 def test_no_torch_is_loaded(code):
     heavy = "\nprint('HEAVY', sorted({'torch', 'numpy', 'sklearn', 'scipy'} & set(sys.modules)))"

@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from secant.comparisons import Comparison as Comparison
+    from secant.comparisons import compare as compare
     from secant.errors import InputError as InputError
     from secant.errors import LoadError as LoadError
     from secant.errors import SecantError as SecantError
@@ -15,16 +17,28 @@ if TYPE_CHECKING:
     from secant.surveys import survey as survey
 
 _HOME = {
+    "Comparison": "secant.comparisons",
     "Fit": "secant.gauges.fit",
     "InputError": "secant.errors",
     "LoadError": "secant.errors",
     "Reading": "secant.readings",
     "Report": "secant.readings",
     "SecantError": "secant.errors",
+    "compare": "secant.comparisons",
     "survey": "secant.surveys",
 }
 
-__all__ = ["Fit", "InputError", "LoadError", "Reading", "Report", "SecantError", "survey"]
+__all__ = [
+    "Comparison",
+    "Fit",
+    "InputError",
+    "LoadError",
+    "Reading",
+    "Report",
+    "SecantError",
+    "compare",
+    "survey",
+]
 
 
 def __getattr__(name: str) -> Any:

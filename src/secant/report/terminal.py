@@ -1,7 +1,7 @@
-"""A report as a terminal table.
+"""A report, or two reports compared, as a terminal table.
 
-Holds: ``render_terminal``.
-May import: rich, ``secant.readings``.
+Holds: ``render_terminal``, ``render_comparison``.
+May import: rich, ``secant.readings``, ``secant.comparisons``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from secant.comparisons import Comparison, Difference
 from secant.readings import ModelReport, Reading
 
 
@@ -58,3 +60,58 @@ def render_terminal(report: ModelReport) -> Table:
             str(len(raw.warnings) or ""),
         )
     return table
+
+
+MOST_NAMED = 10
+
+
+def render_comparison(found: Comparison, threshold: float, top: int) -> list[Table | str]:
+    """The `top` largest differences, those that exceed first, then what was left out and why."""
+    exceeding = {id(one) for one in found.exceeding(threshold)}
+    order = sorted(
+        found.differences, key=lambda one: (id(one) not in exceeding, -abs(one.value or 0))
+    )
+    models = {one.model for one in found.differences}
+    table = Table(
+        title=escape(next(iter(models))) if len(models) == 1 else None,
+        box=SIMPLE_HEAD,
+        caption="difference: after less before, with its 95 % interval; paired: both were read on "
+        "the same groups of units; * exceeds the threshold and its interval excludes 0"
+    )
+    heads = ("", "model", "site", "reading", "before", "after", "difference", "interval")
+    kept = [head for head in heads if head != "model" or len(models) > 1]
+    for head in kept:
+        # Numbers must never be cut; names may fold.
+        is_name = head in ("model", "site", "reading")
+        table.add_column(head, overflow="fold", no_wrap=not is_name)
+    for one in order[:top]:
+        cells = dict(zip(heads, _difference_row(one, id(one) in exceeding), strict=True))
+        table.add_row(*(cells[head] for head in kept))
+    parts: list[Table | str] = [table]
+    if len(order) > top:
+        parts.append(f"{len(order) - top} smaller differences are not shown; see --top.")
+    parts += [escape(note) for note in found.notes]
+    for side, names in (("before", found.only_a), ("after", found.only_b)):
+        if names:
+            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            parts.append(escape(f"Only in {side}: {'; '.join(names[:MOST_NAMED])}{more}."))
+    lost = sum((one.a is None) != (one.b is None) for one in found.differences)
+    parts.append(
+        f"{len(exceeding)} of {len(order)} readings differ by more than {threshold:g}"
+        + (f", {lost} of them because only one report has a number there." if lost else ".")
+    )
+    return parts
+
+
+def _difference_row(one: Difference, is_exceeding: bool) -> list[str]:
+    place = "".join(f" {key} {value}" for key, value in one.place.items())
+    reading = f"{one.gauge} {one.variant}{place} ({one.variable})"
+    # +0 is what a rounded small negative number would otherwise not become.
+    value = "n/a" if one.value is None else f"{round(one.value, 3) + 0.0:+.3f}"
+    span = "no interval"
+    if one.interval is not None:
+        low, high = (round(end, 3) + 0.0 for end in one.interval)
+        span = f"[{low:+.3f}, {high:+.3f}] {one.how}"
+    words = (one.model, one.site, reading)
+    cells = (_number(one.a), _number(one.b), value, span)
+    return ["*" if is_exceeding else "", *map(escape, words), *map(escape, cells)]
