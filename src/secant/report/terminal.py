@@ -71,23 +71,10 @@ def render_comparison(found: Comparison, threshold: float, top: int) -> list[Tab
     order = sorted(
         found.differences, key=lambda one: (id(one) not in exceeding, -abs(one.value or 0))
     )
-    models = {one.model for one in found.differences}
-    table = Table(
-        title=escape(next(iter(models))) if len(models) == 1 else None,
-        box=SIMPLE_HEAD,
-        caption="difference: after less before, with its 95 % interval; paired: both were read on "
-        "the same groups of units; * exceeds the threshold and its interval excludes 0"
-    )
-    heads = ("", "model", "site", "reading", "before", "after", "difference", "interval")
-    kept = [head for head in heads if head != "model" or len(models) > 1]
-    for head in kept:
-        # Numbers must never be cut; names may fold.
-        is_name = head in ("model", "site", "reading")
-        table.add_column(head, overflow="fold", no_wrap=not is_name)
-    for one in order[:top]:
-        cells = dict(zip(heads, _difference_row(one, id(one) in exceeding), strict=True))
-        table.add_row(*(cells[head] for head in kept))
-    parts: list[Table | str] = [table]
+    shown, parts = order[:top], list[Table | str]()
+    for model in dict.fromkeys(one.model for one in shown):
+        of_model = [one for one in shown if one.model == model]
+        parts.append(_difference_table(model, of_model, exceeding))
     if len(order) > top:
         parts.append(f"{len(order) - top} smaller differences are not shown; see --top.")
     parts += [escape(note) for note in found.notes]
@@ -103,15 +90,31 @@ def render_comparison(found: Comparison, threshold: float, top: int) -> list[Tab
     return parts
 
 
-def _difference_row(one: Difference, is_exceeding: bool) -> list[str]:
+def _difference_table(model: str, differences: list[Difference], exceeding: set[int]) -> Table:
+    table = Table(
+        title=escape(model),
+        box=SIMPLE_HEAD,
+        caption="difference: after less before, with its 95 % interval; paired: both were read on "
+        "the same groups of units; *: exceeds the threshold and its interval excludes 0",
+    )
+    for head in ("", "site", "reading", "before", "after", "differs by", "interval", ""):
+        # Numbers must never be cut; names may fold.
+        is_name = head in ("site", "reading")
+        table.add_column(head, overflow="fold", no_wrap=not is_name)
+    several = len({one.variable for one in differences}) > 1
+    for one in differences:
+        mark = "*" if id(one) in exceeding else ""
+        table.add_row(mark, *map(escape, _difference_row(one, several)))
+    return table
+
+
+def _difference_row(one: Difference, has_variable: bool) -> tuple[str, ...]:
     place = "".join(f" {key} {value}" for key, value in one.place.items())
-    reading = f"{one.gauge} {one.variant}{place} ({one.variable})"
-    # +0 is what a rounded small negative number would otherwise not become.
+    reading = f"{one.gauge} {one.variant}{place}" + (f" ({one.variable})" if has_variable else "")
+    # Adding 0 turns the -0 of a small rounded number into 0.
     value = "n/a" if one.value is None else f"{round(one.value, 3) + 0.0:+.3f}"
-    span = "no interval"
+    span, how = "none", ""
     if one.interval is not None:
         low, high = (round(end, 3) + 0.0 for end in one.interval)
-        span = f"[{low:+.3f}, {high:+.3f}] {one.how}"
-    words = (one.model, one.site, reading)
-    cells = (_number(one.a), _number(one.b), value, span)
-    return ["*" if is_exceeding else "", *map(escape, words), *map(escape, cells)]
+        span, how = f"[{low:.3f}, {high:.3f}]", one.how
+    return one.site, reading, _number(one.a), _number(one.b), value, span, how
