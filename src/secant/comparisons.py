@@ -104,9 +104,9 @@ def paired(
         lists = [sums.get(name) for sums in (reading_sums, control_sums) for name in names]
         if not all(_is_sums(one) for one in lists) or len({len(one) for one in lists if one}) != 1:
             continue
-        four = [torch.tensor(one, dtype=torch.float64) for one in lists]
-        interval = difference_interval(*four, is_root=is_root)
-        ratios = [float(four[i].sum() / four[i + 1].sum()) for i in (0, 2)]
+        r_a, t_a, r_b, t_b = (torch.tensor(one, dtype=torch.float64) for one in lists)
+        interval = difference_interval(r_a, t_a, r_b, t_b, is_root=is_root)
+        ratios = [float(r_a.sum() / t_a.sum()), float(r_b.sum() / t_b.sum())]
         if any(map(math.isnan, (*interval, *ratios))):
             return None
         value = math.sqrt(ratios[0]) - math.sqrt(ratios[1]) if is_root else ratios[1] - ratios[0]

@@ -161,16 +161,16 @@ def difference_interval(
         sides.append(tuple(x.detach().cpu().double().numpy() for x in (residual, total)))
     if not all(np.isfinite(x).all() for side in sides for x in side):
         return math.nan, math.nan
-    for residual, total in sides:
-        _check_signs(residual, total)
-    if any(float(total.sum()) == 0.0 for _, total in sides):
+    for r, t in sides:
+        _check_signs(r, t)
+    if any(float(t.sum()) == 0.0 for _, t in sides):
         return math.nan, math.nan
     groups = residual_a.shape[0]
     others = ~np.eye(groups, dtype=bool)
     point, left_out, freedom = [], [], math.inf
-    for residual, total in sides:
-        whole = float(total.sum())
-        r, t = residual / whole, total / whole
+    for r, t in sides:
+        whole = float(t.sum())
+        r, t = r / whole, t / whole
         rest = others @ t
         if rest.min() <= 0.0:
             return -math.inf, math.inf

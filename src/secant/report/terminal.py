@@ -94,6 +94,8 @@ def _difference_table(model: str, differences: list[Difference], exceeding: set[
     table = Table(
         title=escape(model),
         box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
         caption="difference: after less before, with its 95 % interval; paired: both were read on "
         "the same groups of units; *: exceeds the threshold and its interval excludes 0",
     )
