@@ -255,6 +255,7 @@ def _line(points: tuple[Point, ...], axis: Axis, frame: Frame) -> str:
     path = "".join(
         "M" + "L".join(f"{frame.across(p.x):.1f} {frame.up(axis, p.value or 0):.1f}" for p in run)
         for run in _runs(points)
+        if len(run) > 1
     )
     return f'<path class="line" d="{path}"/>' if path else ""
 
