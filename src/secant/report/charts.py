@@ -217,7 +217,7 @@ def _labels(frame: Frame, ticks: list[tuple[float, str]], turned: bool) -> list[
     parts = []
     for x, label in ticks[::step]:
         short = label if len(label) <= LABEL_LENGTH else "…" + label[1 - LABEL_LENGTH :]
-        place = f"translate({frame.across(x):.1f} {frame.height - frame.bottom + 16})"
+        place = f"translate({frame.across(x):.1f} {frame.height - frame.bottom + 19})"
         pose = f'{place} rotate(-38)" text-anchor="end' if turned else f'{place}"'
         pose += "" if turned else ' text-anchor="middle'
         full = f"<title>{escape(label)}</title>" if short != label else ""

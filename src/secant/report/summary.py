@@ -206,7 +206,7 @@ def _radius_words(family: Family, radii: dict[str, Reading]) -> str:
         one = next(iter(known.values()))
         span = _range(known) if len(radii) > 1 else escape(shown(one))
         says.append(f"up to {span} times the distance between two points")
-    grid = f"{number(family.places[0], 2)} to {number(family.places[-1], 2)}"
+    grid = f"{family.places[0]:.2g} to {family.places[-1]:.2g}"
     for side, words in (("past the grid", "on all of"), ("before the grid", "nowhere on")):
         count = sides.count(side)
         if count:
