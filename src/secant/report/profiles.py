@@ -43,7 +43,7 @@ RAW_WORDS = (
     "Share of a site's output that one affine map of its input explains on held-out data. "
     "Near 1 an affine map does almost all of it; near 0 it does no better than the mean. "
     "Where the residual alone (hollow) is already near 1, a raw R² near 1 says little: "
-    "scaling the input would score almost the same. Read it against the dashed controls."
+    "scaling the input would score almost the same. Read it against the dashed and dotted controls."
 )
 BEYOND_WORDS = (
     "What the affine map adds to merely scaling the input. 1 is exactly affine; 0 means the best "
