@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: report test clean
+.PHONY: report test screenshots clean
 
 report: $(STAMP)  ## Survey the embedded demo models.
 	$(BIN)/secant report --out reports/demo
@@ -26,6 +26,11 @@ $(VENV)/.dependencies: pyproject.toml constraints.txt | $(BIN)/python
 $(STAMP): $(VENV)/.dependencies $(SOURCES) README.md LICENSE
 	$(BIN)/pip install --quiet --no-deps --force-reinstall .
 	touch $@
+
+screenshots: $(STAMP)  ## Pictures of the page: light, dark, narrow; installs Debian's chromium.
+	command -v chromium >/dev/null || apt-get install -y chromium
+	test -f reports/demo/report.html || $(BIN)/secant report --out reports/demo
+	$(BIN)/python scripts/screenshots.py reports/demo/report.html
 
 clean:
 	rm -rf $(VENV) reports

@@ -25,6 +25,8 @@ LEVELS = {
     "fit_readings": 3,
     "surveys": 3,
     "readings": 3,
+    "records": 3,
+    "comparisons": 3,
     "uses": 4,
     "report": 4,
     "studies": 5,
@@ -110,8 +112,10 @@ def test_the_exception_stays_inside_a_function():
 
 
 def test_public_names():
-    names = ["Fit", "InputError", "LoadError", "LoadOptions", "Reading", "Report"]
-    names += ["SecantError", "survey"]
+    names = [
+        "Comparison", "Fit", "InputError", "LoadError", "LoadOptions", "Reading", "Report",
+        "SecantError", "compare", "survey",
+    ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:
         assert getattr(secant, name).__name__ == name
@@ -131,8 +135,13 @@ except SystemExit as end:
 
 @pytest.mark.parametrize(
     "code",
-    ["import secant", "args = ['--help']" + HELP, "args = ['report', '--help']" + HELP],
-    ids=["import", "help", "report help"],
+    [
+        "import secant",
+        "args = ['--help']" + HELP,
+        "args = ['report', '--help']" + HELP,
+        "args = ['diff', '--help']" + HELP,
+    ],
+    ids=["import", "help", "report help", "diff help"],
 )
 def test_no_torch_is_loaded(code):
     heavy = "\nprint('HEAVY', sorted({'torch', 'numpy', 'sklearn', 'scipy'} & set(sys.modules)))"

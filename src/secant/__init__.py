@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from secant.comparisons import Comparison as Comparison
+    from secant.comparisons import compare as compare
     from secant.errors import InputError as InputError
     from secant.errors import LoadError as LoadError
     from secant.errors import SecantError as SecantError
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from secant.surveys import survey as survey
 
 _HOME = {
+    "Comparison": "secant.comparisons",
     "Fit": "secant.gauges.fit",
     "InputError": "secant.errors",
     "LoadError": "secant.errors",
@@ -23,10 +26,12 @@ _HOME = {
     "Reading": "secant.readings",
     "Report": "secant.readings",
     "SecantError": "secant.errors",
+    "compare": "secant.comparisons",
     "survey": "secant.surveys",
 }
 
 __all__ = [
+    "Comparison",
     "Fit",
     "InputError",
     "LoadError",
@@ -34,6 +39,7 @@ __all__ = [
     "Reading",
     "Report",
     "SecantError",
+    "compare",
     "survey",
 ]
 

@@ -151,6 +151,39 @@ def sites(
             typer.echo(f"{'*' if name in chosen else ' '} {name}  {type(part).__name__}")
 
 
+@app.command()
+def diff(
+    before: Annotated[Path, typer.Argument(help="A report.json.")],
+    after: Annotated[Path, typer.Argument(help="Another, of the same sites.")],
+    threshold: Annotated[
+        float, typer.Option(min=0, help="Largest difference that counts as none.")
+    ] = 0.02,
+    gauge: Annotated[list[str] | None, typer.Option(help="Gauge; may repeat.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Variant; may repeat.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Show the TOP largest differences.")] = 40,
+) -> None:
+    """Compare two reports: what AFTER reads less what BEFORE reads.
+
+    Exit code 1 if a difference is larger than the threshold and its 95 % interval excludes 0, or
+    if only one report has a number where both have a reading; 0 if none; 2 for bad input.
+    Readings that only one report has are named and not counted.
+
+    Example: secant diff before/report.json after/report.json --gauge fit --variant beyond
+    """
+    from rich.console import Console
+
+    from secant.comparisons import compare
+    from secant.readings import Report
+    from secant.report.terminal import render_comparison
+
+    found = compare(Report.load(before), Report.load(after), gauges=gauge, variants=variant)
+    exceeding = found.exceeding(threshold)
+    for part in render_comparison(found, threshold, top):
+        Console().print(part)
+    if exceeding:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the program; an error that secant raises on purpose is one line and exit code 2."""
     try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from secant.comparisons import paired
 from secant.gauges.fit import FitResult, Score
 from secant.observe import Observer, SiteResult
 from secant.readings import Reading
@@ -72,9 +73,22 @@ def scores_of(result: SiteResult) -> dict[str, Score]:
     return scores
 
 
-def as_control(score: Score) -> dict[str, Any]:
-    """A score as it stands beside a reading."""
-    return {"value": score.value, "interval": score.interval}
+def as_control(score: Score, beside: Score) -> dict[str, Any]:
+    """A control as it stands beside a reading, with how far the reading lies above it.
+
+    The difference is paired by groups where both have sums; the controls of one reading saw the
+    same groups in the same order.
+    """
+    control: dict[str, Any] = {"value": score.value, "interval": score.interval}
+    difference = paired(sums_of(beside), sums_of(score))
+    return control if difference is None else control | {"difference": difference}
+
+
+def sums_of(score: Score) -> dict[str, Any]:
+    """A score's sums by group, as a reading's details name them; empty for one without."""
+    if not score.total:
+        return {}
+    return {"residual_by_group": score.residual, "total_by_group": score.total}
 
 
 def details_of(fit: FitResult, variant: str, score: Score) -> dict[str, Any]:
@@ -84,9 +98,7 @@ def details_of(fit: FitResult, variant: str, score: Score) -> dict[str, Any]:
         details = {"per": "position + context"}
     else:
         details = {"per": "position", "rank": fit.rank, "ridges": fit.ridges}
-    if score.total:
-        details |= {"residual_by_group": score.residual, "total_by_group": score.total}
-    return details
+    return details | sums_of(score)
 
 
 def fit_readings(
@@ -113,11 +125,11 @@ def fit_readings(
     for variant, score in scores_of(result).items():
         beside = {}
         if variant.endswith("raw") and result.fit.residual_alone is not None:
-            beside["residual"] = as_control(result.fit.residual_alone)
+            beside["residual"] = as_control(result.fit.residual_alone, score)
         for name, control in controls.items():
             other = scores_of(control).get(variant)
             if other is not None:
-                beside[name] = as_control(other)
+                beside[name] = as_control(other, score)
         for name, reason in missing.items():
             beside[name] = {"value": None, "interval": None, "missing": reason}
         readings.append(

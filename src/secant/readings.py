@@ -1,6 +1,6 @@
 """Readings and reports as data.
 
-Holds: ``Reading``, ``ModelReport``, ``Report``.
+Holds: ``Reading``, ``ModelReport``, ``Report``, ``check_writable``, ``hardware``.
 May import: the standard library, ``secant.errors``.
 """
 
@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secant.errors import InputError
+from secant.errors import InputError, LoadError
+from secant.records import NotARecordError, record
 
 SCHEMA = 1
 
@@ -24,7 +26,9 @@ class Reading:
     """One number of one gauge at one site, beside its controls.
 
     `value` is None where the number does not exist; `warnings` then says why. `controls` maps
-    the control's name (residual, fresh, shuffled) to `{"value", "interval"}`.
+    the control's name (residual, fresh, shuffled) to `{"value", "interval"}`; where both carry
+    sums by group also `"difference"`, the reading less the control with its paired interval
+    (`secant.comparisons.paired`); a control that could not be taken says why under `"missing"`.
     """
 
     variable: str
@@ -73,6 +77,48 @@ class Report:
         """The report as JSON text."""
         return json.dumps(self.as_dict(), indent=1, allow_nan=False)
 
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str = "the text") -> Report:
+        """The report that `to_json` wrote; a number stored as null inside an interval is nan.
+
+        `source` names the text in errors. Raises: `LoadError` if the text is not JSON, has
+        another schema version, or lacks or adds a field.
+        """
+        told = "Give a report.json that `secant report` wrote."
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise LoadError(
+                f"expected a report as JSON; {source} cannot be read ({error}). {told}"
+            ) from error
+        schema = found.get("schema") if isinstance(found, dict) else None
+        if schema != SCHEMA or isinstance(schema, bool):
+            raise LoadError(
+                f"expected a report with schema {SCHEMA}; {source} has schema {schema!r}. {told}"
+            )
+        try:
+            return record(cls, found, "report")
+        except NotARecordError as error:
+            raise LoadError(f"{source} is not a whole report: {error}. {told}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """The report saved at `path`. Raises: `LoadError` as `from_json`, or if unreadable."""
+        try:
+            text = Path(path).read_bytes()
+        except OSError as error:
+            raise LoadError(
+                f"expected a report at {str(path)!r}; it cannot be read ({error.strerror}). "
+                "Give the path of a report.json."
+            ) from error
+        return cls.from_json(text, repr(str(path)))
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, so that a notebook's style and it do not meet."""
+        from secant.report.html import render_frame
+
+        return render_frame(self.as_dict())
+
     def save(self, folder: Path) -> tuple[Path, Path]:
         """Write `report.json` and `report.html` whole or not at all; return their paths.
 
@@ -85,6 +131,26 @@ class Report:
         for name, text in texts.items():
             _write_atomically(folder / name, text)
         return folder / "report.json", folder / "report.html"
+
+
+def hardware(threads: int) -> str:
+    """The processor's model, its kind, how many of its cores this process may use, and threads."""
+    name = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # Only Linux has it; elsewhere the platform's own name stands.
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    model = next((one for one in names if one), name)
+    kind = platform.machine()
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    known = f"{model} ({kind})" if model and model != kind else f"{kind} CPU"
+    return f"{known}, {_counted(cores, 'core')}, {_counted(threads, 'thread')}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def check_writable(folder: Path) -> None:

@@ -30,7 +30,7 @@ from secant.load.models import Loaded, load_model, shuffled
 from secant.load.options import DEFAULTS, LoadOptions
 from secant.maps.sites import find_sites
 from secant.observe import Observer, accumulate, results_of
-from secant.readings import ModelReport, Report
+from secant.readings import ModelReport, Report, hardware
 
 Progress = Callable[[str, int, int], None]
 
@@ -125,11 +125,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def hardware() -> str:
-    """The machine, as a report names it."""
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
 def survey(
     models: Sequence[str | nn.Module],
     data: Any = "demo:digits",
@@ -165,7 +160,7 @@ def survey(
     if states is not None:
         plan = asdict(settings) | {
             "versions": versions(),
-            "hardware": hardware(),
+            "hardware": hardware(torch.get_num_threads()),
         }
         checkpoint = open_checkpoint(states, plan, resume=resume)
     reports = []
@@ -188,7 +183,7 @@ def survey(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=seed,
         versions=versions(),
-        hardware=hardware(),
+        hardware=hardware(torch.get_num_threads()),
         cost={"seconds": time.perf_counter() - started},
         models=reports,
     )

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import t as student
 
 from secant.errors import InputError
-from secant.gauges.interval import FOLDS, GROUPS, ratio_interval
+from secant.gauges.interval import FOLDS, GROUPS, difference_interval, ratio_interval
 
 INPUTS, OUTPUTS, ROWS = 4, 2, 7
 NOISE_UNIT, NOISE_ROW, X_VAR = 1.0, 1.5, 2.0
@@ -300,3 +300,114 @@ def test_one_heavy_group_of_a_nearly_affine_map_gives_a_narrow_interval() -> Non
     quantile = 2.2621571628540993  # Student t, 9 degrees of freedom, 97.5 %
     assert 1 - low == pytest.approx((1 + quantile) * heavy / 10, rel=1e-6)
     assert high == 1
+
+
+# The difference of two scores of the same units ---------------------------------------------
+
+
+def pair_replicate(rng, reps, units, scale):
+    """True difference of R2 between both outputs, from inputs cut to two, and the sums of each.
+
+    Score ``a`` is of output 0 from all inputs, ``b`` of output 1 from the first two only; both
+    outputs share units, inputs and the units' scales.
+    """
+    sizes = rng.integers(1, ROWS + 1, size=(reps, units))
+    s = SCALES[scale][0](rng, (reps, units))[..., None, None]
+    shape = (reps, units, ROWS)
+    x = rng.standard_normal((reps, units, 1, INPUTS)) + rng.standard_normal((*shape, INPUTS))
+    noise = NOISE_UNIT * rng.standard_normal((reps, units, 1, OUTPUTS))
+    noise = noise + NOISE_ROW * rng.standard_normal((*shape, OUTPUTS))
+    z = np.concatenate([np.ones((*shape, 1)), s * x, s * (x @ W + np.abs(x) @ A + noise)], -1)
+    z *= (np.arange(ROWS) < sizes[..., None])[..., None]
+    grams = np.swapaxes(z, -1, -2) @ z
+    groups = np.add.reduceat(grams, np.arange(GROUPS) * units // GROUPS, axis=1)
+    folds = groups.reshape(reps, FOLDS, GROUPS // FOLDS, *groups.shape[2:]).sum(2)
+    train = folds.sum(1, keepdims=True) - folds
+    scores, sums = [], []
+    for width, output in ((1 + INPUTS, 1 + INPUTS), (3, 2 + INPUTS)):
+        true = []
+        for used in (width, 1):
+            c = np.zeros((reps, FOLDS, 1 + INPUTS + OUTPUTS))
+            target = train[..., :used, output, None]
+            c[..., :used] = -np.linalg.solve(train[..., :used, :used], target)[..., 0]
+            c[..., output] = 1
+            square = c[..., :, None] * c[..., None, :]
+            sums.append((groups * np.repeat(square, GROUPS // FOLDS, axis=1)).sum((2, 3)))
+            true.append((square * population_moment(scale)).sum((1, 2, 3)))
+        scores.append(1 - true[0] / true[1])
+    return scores[0] - scores[1], sums
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("units", "reps"), [(50, 1200), (200, 600), (1000, 300)])
+def test_difference_interval_covers(scale, units, reps):
+    rng = np.random.default_rng([3, units])
+    chunk = 20000 // units
+    hits, done = 0, 0
+    while done < reps:
+        truth, sums = pair_replicate(rng, chunk, units, scale)
+        for value, *four in zip(truth, *map(torch.tensor, sums), strict=True):
+            low, high = difference_interval(*four)
+            hits += low <= value <= high
+        done += chunk
+    coverage = hits / done
+    print(f"{scale} units={units} reps={done} coverage={coverage:.4f}")
+    assert 0.92 <= coverage <= 0.98
+
+
+def test_difference_with_equal_totals_is_the_jackknife_of_a_mean():
+    """Equal totals t: leave-one-out values are means, so se² is that of a mean of differences."""
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 8, generator=g, dtype=torch.float64)
+    t = torch.full((8,), 2.0, dtype=torch.float64)
+    gaps = (b - a) / 2
+    reach = student.ppf(0.975, 7) * float(gaps.std(correction=1)) / math.sqrt(8)
+    expected = (float(gaps.mean()) - reach, float(gaps.mean()) + reach)
+    assert difference_interval(a, t, b, t) == pytest.approx(expected, rel=1e-10)
+
+
+def test_root_difference_is_the_jackknife_by_hand():
+    r, t = torch.tensor([1.0, 2.0, 6.0]).double(), torch.tensor([10.0, 10.0, 10.0]).double()
+    s = torch.tensor([4.0, 4.0, 1.0]).double()
+    left = [
+        math.sqrt((9 - x) / 20) - math.sqrt((9 - y) / 20)
+        for x, y in zip(r.tolist(), s.tolist(), strict=True)
+    ]
+    mean = sum(left) / 3
+    reach = student.ppf(0.975, 2) * math.sqrt(2 / 3 * sum((v - mean) ** 2 for v in left))
+    found = difference_interval(r, t, s, t, is_root=True)
+    assert found == pytest.approx((-reach, reach), rel=1e-12)
+
+
+def test_what_both_share_cancels():
+    """The residual of b is that of a plus a fixed share of the total: no spread is left."""
+    g = torch.Generator().manual_seed(1)
+    r, t = torch.rand(GROUPS, generator=g).double(), 1 + torch.rand(GROUPS, generator=g).double()
+    assert difference_interval(r, t, r + 0.25 * t, t) == pytest.approx((0.25, 0.25), abs=1e-12)
+    assert difference_interval(r, t, r, t) == (0.0, 0.0)
+    low, high = difference_interval(r, t, r.flip(0), t)
+    assert low == pytest.approx(-high)
+    assert high > 0.01
+
+
+def test_difference_without_a_number_says_so():
+    one, heavy = torch.ones(3), torch.tensor([0.0, 0.0, 2.0])
+    bad = torch.tensor([1.0, math.nan, 1.0])
+    assert all(map(math.isnan, difference_interval(one, one, bad, one)))
+    assert all(map(math.isnan, difference_interval(one, torch.zeros(3), one, one)))
+    assert difference_interval(one, heavy, one, one) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("sums", "level", "message"),
+    [
+        ((torch.ones(4), torch.ones(4), torch.ones(5), torch.ones(5)), 0.95, "same groups"),
+        ((torch.ones(4), torch.ones(5), torch.ones(4), torch.ones(4)), 0.95, "one shape"),
+        ((torch.ones(2),) * 4, 0.95, "at least 3 groups"),
+        ((torch.ones(3), torch.ones(3), -torch.ones(3), torch.ones(3)), 0.95, "negative"),
+        ((torch.ones(3),) * 4, 0.0, "level"),
+    ],
+)
+def test_unusable_differences_are_refused(sums, level, message):
+    with pytest.raises(InputError, match=message):
+        difference_interval(*sums, level)

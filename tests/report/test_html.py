@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import re
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
+from curve_cases import with_curves
 
 from secant.report.html import render_html
 
@@ -182,21 +180,219 @@ def test_nothing_is_fetched():
     assert not re.search(r"https?://|\b(?:src|href)=|@import|url\(", page)
 
 
-def test_chromium_opens_it_without_complaint(tmp_path: Path):
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("chromium is not installed, so the page cannot be opened here")
-    path = tmp_path / "report.html"
-    path.write_text(render_html(awkward()), encoding="utf-8")
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    done = subprocess.run(
-        [browser, *flags, profile, "--dump-dom", path.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+# Curves, radii, pieces, tables --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def curved() -> dict[str, Any]:
+    """One model with curves of real gauges at its sites and of the whole model."""
+    report = sample(1, 5)
+    report["models"] = [with_curves(report["models"][0], 5)]
+    return report
+
+
+def figure_of(page: str, title: str) -> str:
+    found = [one for one in re.findall(r"<figure>.*?</figure>", page, re.S) if title in one]
+    assert found, title
+    return found[0]
+
+
+def test_every_curve_is_drawn_with_words(curved):
+    page = text_of(curved)
+    titles = (
+        "Off the chord, against t (features)",
+        "Off the chord, against t (inputs)",
+        "Off the tangent, against the step (features, data directions)",
+        "Off the tangent, against the step (features, random directions)",
+        "Off the tangent, against the step (inputs, data directions)",
+        "Changes that do not add, against the step (features)",
+        "Changes that do not scale, against the step (features)",
+        "Radius by site: off the tangent, against the step (features, data directions)",
+        "Radius by site: changes that do not add",
+        "Pieces along a line (inputs, (model))",
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count('<svg class="plot"') == 5
-    assert "CONSOLE" not in done.stderr, done.stderr
+    for title in titles:
+        figure = figure_of(page, f"<h3>{title}")
+        assert figure.count('<svg class="plot') == 1
+        assert 'class="words"' in figure
+    figures = re.findall(r"<figure>.*?</figure>", page, re.S)
+    assert all('class="words"' in one for one in figures)
+
+
+def test_curve_points_lie_where_their_values_say(curved):
+    """The heights of the drawn line, read back through the axis' own tick positions."""
+    figure = figure_of(text_of(curved), "Off the chord, against t (inputs)")
+    ticks = {
+        float(label): float(y) - 4
+        for y, label in re.findall(r'<text x="65" y="([\d.]+)" text-anchor="end">([\d.]+)<', figure)
+    }
+    drawn = figure.split("</ul>")[1]
+    group = re.search(r'<g class="curve".*?class="line" d="M([^"]+)"', drawn, re.S)
+    heights = [float(pair.split()[1]) for pair in group.group(1).split("L")]
+    top = max(ticks)
+    wanted = [
+        one["value"]
+        for one in curved["models"][0]["readings"]
+        if (one["gauge"], one["variable"]) == ("chord", "inputs")
+    ]
+    read = [top * (ticks[0] - y) / (ticks[0] - ticks[top]) for y in heights]
+    assert read == pytest.approx(wanted, abs=top / 500)
+
+
+def test_first_middle_and_last_are_highlighted_and_the_rest_faint(curved):
+    figure = figure_of(text_of(curved), "Off the chord, against t (features)")
+    assert figure.count('<g class="curve"') == 3 * 1 + 3  # drawn, and in the legend
+    assert figure.count('<g class="faint"') == 2 + 1
+    assert "2 other sites" in figure
+    assert all(f"blocks.{i}, fresh weights" in figure for i in (0, 2, 4))
+    assert 'class="band"' in figure
+
+
+def test_each_site_stands_beside_both_controls(curved):
+    page = text_of(curved)
+    panels = page.split("Each site beside its controls")[1].split("</details>")[0]
+    assert panels.count('<svg class="plot small"') == 5
+    assert panels.count('<g class="dashed"') == panels.count('<g class="dotted"') == 5 + 1
+
+
+def test_the_radius_is_marked_where_the_curve_passes_the_threshold(curved):
+    page = text_of(curved)
+    figure = figure_of(page, "Off the tangent, against the step (inputs, data directions)")
+    (one,) = (
+        one
+        for one in curved["models"][0]["readings"]
+        if one["variable"] == "inputs"
+        and (one["gauge"], one["variant"]) == ("tangent", "radius")
+        and one["details"]["direction"] == "data"
+    )
+    level = re.search(r'class="level" d="M72 ([\d.]+)H', figure).group(1)
+    ring = re.search(r'<g class="hollow"[^>]*><g><title>[^<]*</title><circle[^>]*>', figure).group()
+    assert f'cy="{level}"' in ring
+    assert f"(model), radius: {one['value']:.3f}" in ring
+    assert f"Radius, where the curve passes 0.10: {one['value']:.3f}" in figure
+
+
+def test_censored_radii_are_open_arrows_and_break_the_line(curved):
+    figure = figure_of(text_of(curved), "Radius by site: off the tangent, against the step (feat")
+    radii = [
+        one
+        for one in curved["models"][0]["readings"]
+        if (one["gauge"], one["variant"]) == ("tangent", "radius beyond")
+        and one["details"]["direction"] == "data"
+    ]
+    held = [one["details"] for one in radii]
+    held += [beside for one in radii for beside in one["controls"].values()]
+    past = sum(one["censored"] == "past the grid" for one in held)
+    assert past > 0
+    assert figure.count('class="out open"') == past
+    assert figure.count(": past the grid</title>") == past
+
+
+def test_pieces_are_a_rug_with_their_count_and_a_missing_control(curved):
+    (one,) = (o for o in curved["models"][0]["readings"] if o["gauge"] == "pieces")
+    figure = figure_of(text_of(curved), "Pieces along a line")
+    breaks = one["details"]["breakpoints"]
+    rug = re.search(r'class="rug" d="([^"]*)"', figure).group(1)
+    assert rug.count("M") == len(breaks) > 0
+    assert f"{len(breaks) + 1} pieces on the line drawn" in figure
+    assert "over 6 lines" in figure
+    assert "no shuffled weights here" in text_of(curved)
+
+
+def test_context_is_drawn_beside_per_position():
+    report = sample(1, 4)
+    found = report["models"][0]["readings"]
+    assert "with context" not in text_of(report)
+    found += [
+        {**one, "variant": f"context {one['variant']}", **around(0.9)}
+        for one in found
+        if one["variant"] in ("raw", "beyond")
+    ]
+    page = text_of(report)
+    for title in ("Raw R² by site", "Beyond the residual by site"):
+        figure = figure_of(page, title)
+        assert figure.count("blocks.1, with context: 0.900") == 1
+        assert "With context, the fit also sees" in figure
+
+
+def test_the_paired_difference_is_said_in_words():
+    report = sample(1, 3)
+    for i, one in enumerate(report["models"][0]["readings"]):
+        gap = -0.38 if one["site"] == "blocks.1" else 0.001 * (i % 2)
+        one["controls"]["fresh"]["difference"] = around(gap)
+    page = text_of(report)
+    assert "more linear than with fresh weights at 0 of 3 sites, less at 1" in page
+    assert "neither for certain at 2" in page
+    assert "less linear than fresh by 0.380 [0.360, 0.400]" in page
+    assert "intervals overlap" not in page
+    assert "Less fresh" in page
+
+
+def test_in_short_speaks_of_chord_and_radius(curved):
+    page = text_of(curved)
+    short = page.split("In short")[1].split("</section>")[0]
+    readings = curved["models"][0]["readings"]
+    (mid,) = (
+        one["value"]
+        for one in readings
+        if (one["gauge"], one["variable"]) == ("chord", "inputs") and one["details"]["t"] == 0.5
+    )
+    assert f"leaves the straight line by {25 * mid:.2g} % of its length" in short
+    assert "Its tangent is right to within 10 % for steps up to" in short
+
+
+def test_tables_fold_by_gauge_and_leave_sums_out(curved):
+    page = text_of(curved)
+    listed = page.split("Every reading")[1]
+    for gauge in ("fit", "chord", "tangent", "sum", "homogeneity", "pieces"):
+        assert f"<details><summary>demo:cnn, {gauge}: " in listed
+    rows = listed.count("<tr>") - listed.count("<thead>")
+    assert rows == len(curved["models"][0]["readings"])
+    assert "by_group" not in listed
+    assert "breakpoints (" in listed
+    assert "past the grid" in listed
+
+
+def test_hostile_text_in_curves_is_escaped(curved):
+    bad = "<img src=x onerror=alert(1)>\"'&"
+    report = copy.deepcopy(curved)
+    (model,) = report["models"]
+    model["sites"] = [bad if site == "blocks.0" else site for site in model["sites"]]
+    for one in model["readings"]:
+        if one["site"] in ("blocks.0", "(model)"):
+            one["site"] = bad
+        for control in one["controls"].values():
+            if isinstance(control, dict) and control["value"] is None:
+                control["missing"] = bad
+        one["details"][bad] = bad
+        if "direction" in one["details"]:
+            one["details"]["direction"] = bad
+        if one["gauge"] in ("chord", "pieces"):
+            one["variable"] = bad
+    page = text_of(report)
+    assert "<img" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+
+
+@pytest.mark.parametrize("held", [None, "?", [], {"t": "x"}, {"rho": -1.0}, {"t": math.nan}])
+def test_details_of_another_form_draw_no_curve(held):
+    report = sample(1, 2)
+    one = report["models"][0]["readings"][0]
+    report["models"][0]["readings"] += [
+        {**one, "gauge": gauge, "details": held} for gauge in ("chord", "tangent", "pieces")
+    ]
+    page = text_of(report)
+    assert "Off the" not in page
+    assert "1 pieces on the line drawn" in page
+
+
+def test_four_models_of_twelve_sites_and_a_hundred_readings_stay_small(curved):
+    one = curved["models"][0]
+    source = [o for o in one["readings"] if o["site"] == "blocks.0"][:100]
+    source += source[: 100 - len(source)]
+    assert len(source) == 100
+    sites = [f"encoder.layer.{i}" for i in range(12)]
+    model = {**one, "sites": sites, "readings": [{**o, "site": s} for s in sites for o in source]}
+    report = {**curved, "models": [{**model, "name": f"model-{i}"} for i in range(4)]}
+    assert sum(len(m["readings"]) for m in report["models"]) == 4 * 12 * 100
+    assert len(text_of(report).encode()) < 6_000_000

@@ -1,7 +1,8 @@
 """Reads a report's dictionary, where any field may be missing and any number null.
 
 Holds: ``text_at``, ``finite``, ``interval_of``, ``control_of``, ``readings_of``, ``sites_of``,
-``fits_of``, ``variables_of``, ``reason_of``, ``shown``.
+``fits_of``, ``variables_of``, ``reason_of``, ``shown``, ``missing_of``, ``difference_of``,
+``details_of``, ``depth_of``.
 May import: the standard library, ``secant.report.charts``.
 """
 
@@ -45,6 +46,24 @@ def control_of(reading: Reading, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {"value": found}
 
 
+def missing_of(control: dict[str, Any]) -> str:
+    """Why a control has no number, empty where nothing was said."""
+    found = control.get("missing")
+    return "" if found is None else _shortened(str(found))
+
+
+def difference_of(reading: Reading, name: str) -> dict[str, Any]:
+    """The reading less a control, paired by groups, as the survey stored it."""
+    found = control_of(reading, name).get("difference")
+    return found if isinstance(found, dict) else {}
+
+
+def details_of(reading: Reading) -> dict[str, Any]:
+    """A reading's details, none where the field is missing."""
+    found = reading.get("details")
+    return found if isinstance(found, dict) else {}
+
+
 def readings_of(model: Model) -> list[Reading]:
     """A model's readings, none where the field is missing."""
     return list(model.get("readings") or [])
@@ -54,6 +73,13 @@ def sites_of(model: Model) -> list[str]:
     """The sites in the model's order, then those that only readings name."""
     listed = [str(site) for site in model.get("sites") or []]
     return list(dict.fromkeys(listed + [text_at(one, "site") for one in readings_of(model)]))
+
+
+def depth_of(model: Model) -> list[str]:
+    """The sites that make up the model's depth: those listed, or else those with a fit."""
+    fits = {text_at(one, "site") for one in readings_of(model) if one.get("gauge") == "fit"}
+    listed = {str(site) for site in model.get("sites") or []}
+    return [site for site in sites_of(model) if site in (listed or fits)]
 
 
 def fits_of(model: Model, variable: str, variant: str) -> dict[str, Reading]:
@@ -75,13 +101,17 @@ def variables_of(model: Model) -> list[str]:
 def reason_of(reading: Reading) -> str:
     """Why a reading has no number, from its warnings."""
     reason = "; ".join(str(one) for one in reading.get("warnings") or [])
-    if len(reason) > LONGEST_REASON:
-        reason = reason[: LONGEST_REASON - 1] + "…"
-    return reason or "no reason was recorded"
+    return _shortened(reason) or "no reason was recorded"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
 
 
 def shown(holder: dict[str, Any]) -> str:
-    """A value with its interval, in one line."""
+    """A value with its interval, in one line; n/a, or on which side it is censored."""
+    if holder.get("censored"):
+        return str(holder["censored"])
     low, high = interval_of(holder)
     value = number(finite(holder.get("value")))
     return value if low is None or high is None else f"{value} [{number(low)}, {number(high)}]"
