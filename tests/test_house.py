@@ -108,7 +108,17 @@ def test_the_exception_stays_inside_a_function():
 
 
 def test_public_names():
-    names = ["Fit", "InputError", "LoadError", "Reading", "Report", "SecantError", "survey"]
+    names = [
+        "Anatomy",
+        "Fit",
+        "InputError",
+        "LoadError",
+        "Reading",
+        "Report",
+        "SecantError",
+        "anatomy",
+        "survey",
+    ]
     assert secant.__all__ == names
     for name in names:
         assert getattr(secant, name).__name__ == name

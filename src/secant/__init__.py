@@ -13,18 +13,32 @@ if TYPE_CHECKING:
     from secant.readings import Reading as Reading
     from secant.readings import Report as Report
     from secant.surveys import survey as survey
+    from secant.uses.anatomy import Anatomy as Anatomy
+    from secant.uses.anatomy import anatomy as anatomy
 
 _HOME = {
+    "Anatomy": "secant.uses.anatomy",
     "Fit": "secant.gauges.fit",
     "InputError": "secant.errors",
     "LoadError": "secant.errors",
     "Reading": "secant.readings",
     "Report": "secant.readings",
     "SecantError": "secant.errors",
+    "anatomy": "secant.uses.anatomy",
     "survey": "secant.surveys",
 }
 
-__all__ = ["Fit", "InputError", "LoadError", "Reading", "Report", "SecantError", "survey"]
+__all__ = [
+    "Anatomy",
+    "Fit",
+    "InputError",
+    "LoadError",
+    "Reading",
+    "Report",
+    "SecantError",
+    "anatomy",
+    "survey",
+]
 
 
 def __getattr__(name: str) -> Any:
