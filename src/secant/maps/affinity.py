@@ -23,8 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from secant.maps.graph import Captured, is_float
 
-JOINT = frozenset(
-    """
+_JOINT = """
     add sub rsub neg sum mean cumsum cat stack hstack vstack concat clone alias detach contiguous
     lift_fresh_copy _to_copy to type_as view _unsafe_view reshape view_as reshape_as flatten
     unflatten permute transpose t movedim swapaxes squeeze unsqueeze expand expand_as broadcast_to
@@ -36,8 +35,8 @@ JOINT = frozenset(
     _adaptive_avg_pool2d upsample_nearest1d upsample_nearest2d upsample_nearest3d
     upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
     select_scatter slice_scatter diagonal_scatter positive real getitem as_strided
-    """.split()
-)
+"""
+JOINT = frozenset(_JOINT.split())
 """Affine in all their tensors together."""
 
 SLOTS: dict[str, frozenset[str]] = {
@@ -84,12 +83,11 @@ FACTORS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 }
 """Factors, of which one may depend on the data, and what is added to their product."""
 
-SHAPE_ONLY = frozenset(
-    """
+_SHAPE_ONLY = """
     sym_size zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty
     _assert_tensor_metadata _assert_async
-    """.split()
-)
+"""
+SHAPE_ONLY = frozenset(_SHAPE_ONLY.split())
 """Read a tensor's shape, never its values."""
 
 CONTRACTIONS = frozenset(FACTORS) - {"mul", "addcmul"}
@@ -207,16 +205,13 @@ def operations(captured: Captured) -> Graded:
             found.append(modules[node][0])
         if node.op != "call_function" or node not in data or node in inside:
             continue
-        source = node.args[0] if op_name(node) == "getitem" else None
-        if isinstance(source, Node) and not isinstance(source.meta.get("val"), Tensor):
-            if source in data and not _is_source(source, data) and not is_affine(source, data):
-                if is_float(node):
-                    found.append(_operation(node, source, data))
-                continue
-        if is_affine(node, data):
+        # Of a call with several outputs, each is an operation of its own.
+        first = node.args[0] if op_name(node) == "getitem" else None
+        call = first if isinstance(first, Node) and first in data else node
+        if is_affine(call, data):
             affine += not _is_source(node, data)
         elif is_float(node):
-            found.append(_operation(node, node, data))
+            found.append(_operation(node, call, data))
     return Graded(_renamed(found), affine)
 
 
@@ -247,7 +242,8 @@ def _module_calls(
         if any(op_name(n) in CONTRACTIONS for n in nodes):
             continue
         members = set(nodes)
-        ends = [n for n in nodes if any(user not in members for user in n.users)]
+        beyond = {n: [u for u in n.users if u not in members] for n in nodes}
+        ends = [n for n in nodes if any(u in data or u.op == "output" for u in beyond[n])]
         inputs = {i for n in nodes for i in n.all_input_nodes if i in data and i not in members}
         if len(ends) != 1 or len(inputs) != 1 or not is_float(ends[0]):
             continue

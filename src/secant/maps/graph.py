@@ -142,7 +142,7 @@ def capture(
     open_dims = {0: torch.export.Dim.AUTO}
     if has_length:
         open_dims[1] = torch.export.Dim.AUTO
-    shapes = (tuple(open_dims for _ in args), {key: open_dims for key in kwargs})
+    shapes = (tuple(open_dims for _ in args), dict.fromkeys(kwargs, open_dims))
     exported = _export(model, name, args, dict(kwargs), shapes[1] if kwargs else shapes[0])
     inputs = [n for n in exported.graph.nodes if n.op == "placeholder"]
     (end,) = (n for n in exported.graph.nodes if n.op == "output")
@@ -175,7 +175,7 @@ def _export(
             program = torch.export.export(
                 model, args, kwargs, dynamic_shapes=shapes, strict=False
             ).run_decompositions({})
-            return program.module(check_guards=False)
+            module = program.module(check_guards=False)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             # The model ran on this very batch before, so this is about exporting.
             reason = next((line for line in str(error).splitlines() if line.strip()), "")
@@ -184,6 +184,8 @@ def _export(
                 "). Its forward pass must not branch on tensor values: write such a choice with "
                 "torch.where, or pass the part of the model that has none."
             ) from error
+    assert isinstance(module, GraphModule)
+    return module
 
 
 def is_float(node: Node) -> bool:

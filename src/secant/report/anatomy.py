@@ -18,12 +18,13 @@ from secant.uses.anatomy import Anatomy
 from secant.uses.dissection import TOGETHER
 
 CAPTION = (
-    "Each row replaces one operation alone, by its best affine fit or by its mean, on units that "
-    "the fit has not seen. R²: how much of the operation the fit explains. Output moves: squared "
-    "change of the model's output over its variance; 0 unmoved, 1 as much as it varies. {}"
-    "±: half-width of the 95 % interval, its longer side. Bold: the largest move by an affine fit."
+    "Each row replaces one operation alone, on units that the fit has not seen. affine: by its "
+    "best affine fit; mean: by a constant, for scale. R²: how much of the operation the fit "
+    "explains. output: squared change of the model's output over its variance; 0 unmoved, 1 as "
+    "much as it varies. {}±: half-width of the 95 % interval, its longer side. Bold: the output's "
+    "largest move by an affine fit."
 )
-LOSS = "Loss, accuracy: how much each rises. "
+LOSS = "loss, accuracy: how much each rises. "
 
 
 def _number(value: float | None, sign: str = "") -> str:
@@ -61,12 +62,14 @@ def render_anatomy(found: Anatomy) -> Table:
         f"{found.units['scored']}" + (f" ({base})" if base else "")
     )
     table = Table(title=escape(title), caption=CAPTION.format(LOSS if has_loss else ""))
-    table.add_column("module", overflow="fold", min_width=12)
     table.add_column("operation", overflow="fold")
-    table.add_column("R² of\naffine fit", justify="right")
-    for name in ("output moves", *(("loss", "accuracy") if has_loss else ())):
-        table.add_column(f"{name}\n(affine fit)", justify="right")
-        table.add_column(f"{name}\n(mean)", justify="right")
+    shown = [("output", "affine"), ("output", "mean")]
+    if has_loss:
+        # The accuracy's control is in the JSON: a terminal of 80 columns holds no more.
+        shown += [("loss", "affine"), ("loss", "mean"), ("accuracy", "affine")]
+    table.add_column("\nR²", justify="right")
+    for variant, by in shown:
+        table.add_column(f"{variant}\n{by}", justify="right")
     values = {
         site: of_site["output"].value or 0.0
         for site, of_site in by_site.items()
@@ -75,14 +78,11 @@ def render_anatomy(found: Anatomy) -> Table:
     largest = max(values, key=values.__getitem__, default=None)
     for site, of_site in by_site.items():
         output = of_site["output"]
-        cells = [
-            escape(output.details.get("module") or ("" if site == TOGETHER else "(model)")),
-            escape(output.details.get("operation", site)),
-            _number(output.details.get("local_r2")),
-        ]
-        for variant, reading in of_site.items():
+        cells = [escape(site), _number(output.details.get("local_r2"))]
+        for variant, by in shown:
             sign = "" if variant == "output" else "+"
-            cells += [_with_interval(reading, sign), _control(reading, sign)]
+            render = _with_interval if by == "affine" else _control
+            cells.append(render(of_site[variant], sign))
         table.add_row(
             *cells, style="bold" if site == largest and values[site] > 0 else None,
             end_section=site == list(by_site)[-2 if TOGETHER in by_site else -1],
@@ -99,7 +99,7 @@ def plain_words(found: Anatomy) -> str:
             "the model is one affine map. There is nothing to replace."
         )
     kinds = Counter(r.details["operation"].split(" #")[0] for r in output)
-    listed = ", ".join(f"{count} {name}" for name, count in kinds.items())
+    listed = ", ".join(f"{name} (×{count})" for name, count in kinds.items())
     text = f"{found.model}: not affine are {listed}."
     measured = [r for r in output if r.value is not None and math.isfinite(r.value)]
     if measured:

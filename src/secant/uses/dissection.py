@@ -47,6 +47,7 @@ class Inputs(nn.Module):
     """Stands where the model is called, and gives back what it was called with."""
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments."""
         return args, kwargs
 
 
@@ -57,10 +58,12 @@ class Tally:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, group: int, value: Tensor) -> None:
+        """Add to the sum of one group."""
         by_group = self.sums.setdefault(name, torch.zeros(GROUPS, dtype=torch.float64))
         by_group[group] += value.double()
 
     def mean(self, name: str) -> float:
+        """The sum over all groups, a unit."""
         return float(self.sums[name].sum() / self.sums["units"].sum())
 
 
@@ -178,10 +181,10 @@ class Subject:
                 if self.maps[operation] is None or not self.reaches(operation):
                     continue
                 for variant in ("affine", "constant"):
+                    if variant == "affine" and not self.is_fitted(operation):
+                        continue
                     tally = tallies.setdefault((site_of(operation), variant), Tally())
                     if variant == "affine":
-                        if not self.is_fitted(operation):
-                            continue
                         self.tally_local(tally, operation, batch, values, mask)
                     scratch = dict(values)
                     scratch[operation.node] = self.stand_in(

@@ -30,13 +30,13 @@ from secant.maps.graph import LENGTH, ROW, STATIC, UNKNOWN, Captured
 WIDEST = 1024
 """Most regressors of one map: its sums take 8 p² bytes, its solution p³ products."""
 
-ROW_WISE = frozenset(
-    """
+_ROW_WISE = """
     softmax _softmax log_softmax _log_softmax layer_norm native_layer_norm rms_norm _fused_rms_norm
     gru lstm rnn_tanh rnn_relu cumprod cummax cummin logcumsumexp
-    """.split()
-)
-REDUCING = frozenset("amax amin max min logsumexp linalg_vector_norm norm var std prod".split())
+"""
+ROW_WISE = frozenset(_ROW_WISE.split())
+_REDUCING = "amax amin max min logsumexp linalg_vector_norm norm var std prod"
+REDUCING = frozenset(_REDUCING.split())
 
 ENTRY = "each entry from itself"
 ENTRIES = "each entry from those it is made of"
@@ -163,7 +163,7 @@ def _row_wise(
 
         def restore(value: Tensor) -> Tensor:
             shape = [y.shape[i] for i in dims]
-            return value.unflatten(-1, shape).movedim(list(range(-count, 0)), dims)
+            return value.reshape(*value.shape[:-1], *shape).movedim(list(range(-count, 0)), dims)
 
         return Arranged(rows(y), rows(x), lead, [True] * len(lead), restore)
 
@@ -191,7 +191,8 @@ def _attention(captured: Captured, operation: Operation, layout: list[str]) -> S
     def arrange(values: dict[Node, Any]) -> Arranged:
         args = list(map_arg(call.args, values.__getitem__))
         kwargs = map_arg(call.kwargs, values.__getitem__)
-        mean = call.target(torch.zeros_like(args[0]), *args[1:], **kwargs)  # type: ignore[operator]
+        silent = torch.zeros_like(values[query])
+        mean = call.target(silent, *args[1:], **kwargs)  # type: ignore[operator]
         parts = [values[query], mean]
         if is_self:
             parts += [aligned(values[key]), aligned(values[value])]
@@ -205,7 +206,7 @@ def _attention(captured: Captured, operation: Operation, layout: list[str]) -> S
 def _group_norm(operation: Operation, layout: list[str], groups: int) -> Arrange:
     def arrange(values: dict[Node, Any]) -> Arranged:
         x = values[operation.inputs[0]]
-        mean = x.unflatten(1, (groups, -1)).flatten(2).mean(2)
+        mean = x.reshape(x.shape[0], groups, -1).mean(2)
         mean = mean.repeat_interleave(x.shape[1] // groups, 1)
         mean = mean.reshape(*mean.shape, *[1] * (x.ndim - 2))
         return by_entry(layout, values[operation.node], [x, mean])
