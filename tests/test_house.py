@@ -138,8 +138,13 @@ except SystemExit as end:
 
 @pytest.mark.parametrize(
     "code",
-    ["import secant", "args = ['--help']" + HELP, "args = ['report', '--help']" + HELP],
-    ids=["import", "help", "report help"],
+    [
+        "import secant",
+        "args = ['--help']" + HELP,
+        "args = ['report', '--help']" + HELP,
+        "args = ['anatomy', '--help']" + HELP,
+    ],
+    ids=["import", "help", "report help", "anatomy help"],
 )
 def test_no_torch_is_loaded(code):
     heavy = "\nprint('HEAVY', sorted({'torch', 'numpy', 'sklearn', 'scipy'} & set(sys.modules)))"

@@ -236,7 +236,7 @@ def _module_calls(
             calls.setdefault(path, []).append(node)
     for path, nodes in calls.items():
         part = captured.source.get_submodule(path.split("@")[0])
-        curved = [n for n in nodes if not _is_source(n, data) and not is_affine(n, data)]
+        curved = [n for n in nodes if is_float(n) and parents(n, data) and not is_affine(n, data)]
         if len(curved) < 2 or any(True for _ in part.children()):
             continue
         if any(op_name(n) in CONTRACTIONS for n in nodes):

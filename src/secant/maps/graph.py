@@ -98,8 +98,9 @@ class Captured:
         return [self._kind(size) for size in node.meta["val"].shape]
 
     def _kind(self, size: int | torch.SymInt) -> str:
-        if isinstance(size, int):
+        if not is_open(size):
             return STATIC
+        assert isinstance(size, torch.SymInt)
         expression = size.node.expr
         if expression in self.length:
             return LENGTH
@@ -153,7 +154,7 @@ def capture(
             f"{[str(n) for n in tree_leaves(end.args[0])]}. Wrap it so that it returns one."
         )
     sizes = [node.meta["val"].shape for node in inputs]
-    if any(isinstance(shape[dim], int) for shape in sizes for dim in open_dims):
+    if not all(is_open(shape[dim]) for shape in sizes for dim in open_dims):
         raise InputError(
             f"model {name!r} must take a batch of any size; torch.export found that the forward "
             f"pass fixes it (inputs {[tuple(map(str, s)) for s in sizes]}). Replace fixed sizes "
@@ -186,6 +187,11 @@ def _export(
             ) from error
     assert isinstance(module, GraphModule)
     return module
+
+
+def is_open(size: int | torch.SymInt) -> bool:
+    """Whether the size differs from batch to batch; a size that export fixed keeps its type."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
 
 
 def is_float(node: Node) -> bool:

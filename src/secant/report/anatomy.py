@@ -62,7 +62,7 @@ def render_anatomy(found: Anatomy) -> Table:
         f"{found.units['scored']}" + (f" ({base})" if base else "")
     )
     table = Table(title=escape(title), caption=CAPTION.format(LOSS if has_loss else ""))
-    table.add_column("operation", overflow="fold")
+    table.add_column("operation", overflow="fold", min_width=20)
     shown = [("output", "affine"), ("output", "mean")]
     if has_loss:
         # The accuracy's control is in the JSON: a terminal of 80 columns holds no more.

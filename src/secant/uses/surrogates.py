@@ -225,7 +225,7 @@ def _max_pool(operation: Operation, layout: list[str], given: dict[str, Any]) ->
     def arrange(values: dict[Node, Any]) -> Arranged:
         x, y = values[operation.inputs[0]], values[operation.node]
         windows = functional.unfold(x, kernel, **places)
-        windows = windows.unflatten(1, (x.shape[1], -1)).unflatten(-1, y.shape[-2:])
+        windows = windows.reshape(len(x), x.shape[1], -1, *y.shape[-2:])
         return by_entry(layout, y, list(windows.unbind(2)))
 
     return arrange
@@ -361,7 +361,10 @@ class Sums:
         self.parts[part] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
 
     def solve(self) -> Affine | None:
-        """The map; ridge chosen on the second part, then fitted on both. None if not finite."""
+        """The map; ridge chosen on the second part, then fitted on both. None if not finite.
+
+        A line through one regressor takes no ridge.
+        """
         first, second = self.parts
         if self.centres is None or first is None:
             first, second = second, None
@@ -372,8 +375,9 @@ class Sums:
         ridge = RIDGES[0]
         both = first
         if second is not None:
-            losses = [_loss(second, *_solved(first, strength)) for strength in RIDGES]
-            ridge = RIDGES[losses.index(min(losses))]
+            strengths = RIDGES if first[1].shape[1] > 1 else RIDGES[:1]
+            losses = [_loss(second, *_solved(first, strength)) for strength in strengths]
+            ridge = strengths[losses.index(min(losses))]
             both = [a + b for a, b in zip(first, second, strict=True)]
         weight, x_mean, y_mean = _solved(both, ridge)
         x_mean, y_mean = x_mean + self.centres[0], y_mean + self.centres[1]
