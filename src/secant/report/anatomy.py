@@ -119,6 +119,6 @@ def notes(found: Anatomy) -> list[str]:
             for warning in reading.warnings:
                 by_reason.setdefault(warning, []).append(reading.site)
     return [
-        f"{sites[0]}{f' and {len(sites) - 1} others' if len(sites) > 1 else ''}: {reason}"
+        f"{sites[0]}{f' and {len(sites) - 1} more' if len(sites) > 1 else ''}: {reason}"
         for reason, sites in by_reason.items()
     ]

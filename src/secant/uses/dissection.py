@@ -81,7 +81,8 @@ class Subject:
                 f"the model; the largest has {len(example.units)}. Give more data or a larger "
                 "batch size."
             )
-        self.expected(example)
+        with torch.no_grad():
+            self.expected(example)
         self.captured: Captured = capture(
             loaded.model, loaded.name, args, kwargs, has_length=mask is not None
         )

@@ -152,6 +152,8 @@ def _row_wise(
         return _entrywise(operation, layout)
     width = math.prod(int(sizes[i]) for i in mixed)
     dims = sorted(mixed)
+    if width > WIDEST and list(sizes) != list(operation.node.meta["val"].shape):
+        return Stand("its rows are wider than a fit can hold", None)
 
     def rows(value: Tensor) -> Tensor:
         return value.movedim(dims, list(range(-count, 0))).flatten(-count)
