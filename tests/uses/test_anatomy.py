@@ -423,6 +423,18 @@ BAD = {
         {"labels": torch.full((60,), 2)},
         "as many classes",
     ),
+    "labels below 0": (
+        model_of(lambda self, x: x.relu()),
+        normal(60, 2),
+        {"labels": torch.full((60,), -1)},
+        "as many classes",
+    ),
+    "one number for all": (
+        model_of(lambda self, x: x.relu().sum()),
+        normal(60, 2),
+        {},
+        "one output a unit",
+    ),
     "refused": (nn.Linear(3, 2).eval(), normal(60, 2), {}, "refuses the data"),
     "batches of one": (
         model_of(lambda self, x: x.relu()),

@@ -2,7 +2,7 @@
 
 Holds: ``Subject``, ``Tally``, ``site_of``, ``TOGETHER``.
 May import: torch, ``secant.engine``, ``secant.gauges``, ``secant.load``, ``secant.maps``,
-``secant.uses.surrogates``.
+``secant.uses``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from secant.load.feed import Feed
 from secant.load.models import Loaded
 from secant.maps.affinity import Operation, operations
 from secant.maps.graph import ROW, STATIC, UNKNOWN, Captured, capture
+from secant.uses.affine_maps import Affine, Sums
 from secant.uses.surrogates import (
-    Affine,
     Arrange,
     Arranged,
-    Sums,
     by_entry,
     counted,
     flat,
@@ -88,6 +87,12 @@ class Subject:
         )
         self.operations, self.affine = operations(self.captured)
         self.layout = self.captured.layout(self.captured.output)
+        if self.layout.count(ROW) != 1 or UNKNOWN in self.layout:
+            raise InputError(
+                f"model {self.name!r} must give one output a unit, (batch, ...) or (batch, length, "
+                f"...); its first has the shape {tuple(self.captured.output.meta['val'].shape)}. "
+                "Wrap the model so that it returns such an output first."
+            )
         self.stands = {o: stand_for(self.captured, o) for o in self.operations}
         self.after = {o: self.captured.after({o.node}) for o in self.operations}
         fitted = [o for o in self.operations if self.stands[o].arrange is not None]
@@ -266,9 +271,10 @@ class Subject:
     def check_labels(self, labels: Tensor, batch: Batch) -> None:
         """Refuse labels that the output has no classes for."""
         shape = self.run(batch)[0][self.captured.output].shape
-        if len(shape) != 2 or self.layout[1] != STATIC or int(labels.max()) >= shape[1]:
+        low, high = int(labels.min()), int(labels.max())
+        if len(shape) != 2 or self.layout[1] != STATIC or low < 0 or high >= shape[1]:
             raise InputError(
-                f"anatomy: labels 0..{int(labels.max())} need an output (batch, classes) with as "
-                f"many classes; it is {tuple(shape)}. Leave `labels` out, or give those of this "
+                f"anatomy: labels {low}..{high} need an output (batch, classes) with as "
+                f"many classes, counted from 0; it is {tuple(shape)}. Leave `labels` out, or give those of this "
                 "model."
             )

@@ -1,8 +1,8 @@
-"""The best affine stand-in for one operation of a graph, from sums over its data.
+"""The form of the affine stand-in for one operation of a graph.
 
-Holds: ``Shape`` (an operation's value as rows to fit), ``Stand`` and ``arrange``; the sums
-``Sums`` and their solution ``Affine``.
-May import: torch, ``secant.errors``, ``secant.gauges.fit``, ``secant.maps``.
+Holds: ``stand_for`` and its result ``Stand``; ``Arranged``, an operation's value as rows to fit,
+with the ways there (``counted``, ``flat``) and back (``unflat``).
+May import: torch, ``secant.maps``.
 
 An operation's value becomes rows (units, and positions of token models) of groups, each with an
 affine map of its own, from p regressors to m outputs. The regressors are affine in what the
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,6 @@ from torch.fx.node import map_arg
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from secant.gauges.fit import RANK_CUT, RIDGES
 from secant.maps.affinity import CONTRACTIONS, Operation, arguments, op_name
 from secant.maps.graph import LENGTH, ROW, STATIC, UNKNOWN, Captured
 
@@ -330,79 +329,3 @@ def counted(arranged: Arranged, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     if valid is not None:
         x, y = x[:, valid], y[:, valid]
     return x.double(), y.double()
-
-
-class Affine(NamedTuple):
-    """y ≈ x @ weight + bias: (groups, p, m) and (groups, 1, m); `mean` of y, (groups, 1, m)."""
-
-    weight: Tensor
-    bias: Tensor
-    mean: Tensor
-    ridge: float
-    rows: int
-
-
-@dataclass
-class Sums:
-    """First and second moments in two parts: one to fit, one to choose the ridge on.
-
-    float64, about the first batch's means. Memory: 2 · groups · (p² + p·m) numbers.
-    """
-
-    centres: tuple[Tensor, Tensor] | None = None
-    parts: list[list[Tensor] | None] = field(default_factory=lambda: [None, None])
-
-    def add(self, x: Tensor, y: Tensor, part: int) -> None:
-        """Add rows: x (groups, rows, p), y (groups, rows, m)."""
-        if self.centres is None:
-            self.centres = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
-        x, y = x - self.centres[0], y - self.centres[1]
-        rows = torch.tensor(float(x.shape[1]), dtype=torch.float64)
-        new = [rows, x.sum(1), y.sum(1), x.mT @ x, x.mT @ y, y.square().sum(1)]
-        old = self.parts[part]
-        self.parts[part] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
-
-    def solve(self) -> Affine | None:
-        """The map; ridge chosen on the second part, then fitted on both. None if not finite.
-
-        A line through one regressor takes no ridge.
-        """
-        first, second = self.parts
-        if self.centres is None or first is None:
-            first, second = second, None
-        assert first is not None
-        assert self.centres is not None
-        if not all(bool(torch.isfinite(s).all()) for s in [*first, *(second or [])]):
-            return None
-        ridge = RIDGES[0]
-        both = first
-        if second is not None:
-            strengths = RIDGES if first[1].shape[1] > 1 else RIDGES[:1]
-            losses = [_loss(second, *_solved(first, strength)) for strength in strengths]
-            ridge = strengths[losses.index(min(losses))]
-            both = [a + b for a, b in zip(first, second, strict=True)]
-        weight, x_mean, y_mean = _solved(both, ridge)
-        x_mean, y_mean = x_mean + self.centres[0], y_mean + self.centres[1]
-        return Affine(weight, y_mean - x_mean @ weight, y_mean, ridge, int(both[0]))
-
-
-def _solved(sums: list[Tensor], ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight, mean of x and mean of y; directions that no row reaches get weight 0."""
-    rows, x, y, xx, xy, _ = sums
-    x_mean, y_mean = (x / rows)[:, None], (y / rows)[:, None]
-    xx, xy = xx - rows * x_mean.mT @ x_mean, xy - rows * x_mean.mT @ y_mean
-    values, vectors = torch.linalg.eigh(xx)
-    inverse = 1 / (values + ridge * values.mean(-1, keepdim=True))
-    is_reached = values > RANK_CUT * values[:, -1:].clamp_min(0)
-    inverse = torch.where(is_reached, inverse, 0.0)
-    return vectors @ (inverse[..., None] * (vectors.mT @ xy)), x_mean, y_mean
-
-
-def _loss(sums: list[Tensor], weight: Tensor, x_mean: Tensor, y_mean: Tensor) -> float:
-    """Sum of squared residuals of other rows under the map."""
-    rows, x, y, xx, xy, yy = sums
-    x, y = x[:, None], y[:, None]
-    xx = xx - x.mT @ x_mean - x_mean.mT @ x + rows * x_mean.mT @ x_mean
-    xy = xy - x.mT @ y_mean - x_mean.mT @ y + rows * x_mean.mT @ y_mean
-    yy = (yy[:, None] - 2 * y * y_mean + rows * y_mean.square()).sum()
-    return float(yy - 2 * (weight * xy).sum() + (weight * (xx @ weight)).sum())
