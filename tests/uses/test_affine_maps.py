@@ -33,7 +33,7 @@ def test_each_group_has_its_least_squares_map():
 
 
 def test_a_ridge_is_taken_where_it_predicts_better():
-    """Twelve rows for ten regressors and pure noise: the strongest ridge wins, one line has none."""
+    """Ten regressors of pure noise: the strongest ridge wins; one line has none."""
     generator = torch.Generator().manual_seed(0)
     for p, wanted in [(10, 1.0), (1, 0.0)]:
         sums = Sums()

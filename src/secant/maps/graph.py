@@ -76,7 +76,7 @@ class Captured:
                 reached.add(node)
         needed = {self.output}
         for node in reversed(self.nodes):
-            if node in needed and node not in changed:
+            if node in needed:
                 needed.update(node.all_input_nodes)
         return [n for n in self.nodes if n in reached and n in needed and n not in changed]
 

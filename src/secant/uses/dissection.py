@@ -274,7 +274,7 @@ class Subject:
         low, high = int(labels.min()), int(labels.max())
         if len(shape) != 2 or self.layout[1] != STATIC or low < 0 or high >= shape[1]:
             raise InputError(
-                f"anatomy: labels {low}..{high} need an output (batch, classes) with as "
-                f"many classes, counted from 0; it is {tuple(shape)}. Leave `labels` out, or give those of this "
-                "model."
+                f"anatomy: labels {low}..{high} need an output (batch, classes) with as many "
+                f"classes, counted from 0; it is {tuple(shape)}. Leave `labels` out, or give those "
+                "of this model."
             )
