@@ -64,24 +64,38 @@ class Sums:
         both = first
         if second is not None:
             strengths = RIDGES if first[1].shape[1] > 1 else RIDGES[:1]
-            losses = [_loss(second, *_solved(first, strength)) for strength in strengths]
+            trained = _eigen(first)
+            losses = [_loss(second, *trained.solved(strength)) for strength in strengths]
             ridge = strengths[losses.index(min(losses))]
             both = [a + b for a, b in zip(first, second, strict=True)]
-        weight, x_mean, y_mean = _solved(both, ridge)
+        weight, x_mean, y_mean = _eigen(both).solved(ridge)
         x_mean, y_mean = x_mean + self.centres[0], y_mean + self.centres[1]
         return Affine(weight, y_mean - x_mean @ weight, y_mean, ridge, int(both[0]))
 
 
-def _solved(sums: list[Tensor], ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight, mean of x and mean of y; directions that no row reaches get weight 0."""
+class _Eigen(NamedTuple):
+    """Centred sums in the eigenbasis of x: one decomposition serves every ridge."""
+
+    values: Tensor
+    vectors: Tensor
+    target: Tensor
+    x_mean: Tensor
+    y_mean: Tensor
+
+    def solved(self, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight, mean of x and mean of y; directions that no row reaches get weight 0."""
+        inverse = 1 / (self.values + ridge * self.values.mean(-1, keepdim=True))
+        is_reached = self.values > RANK_CUT * self.values[:, -1:].clamp_min(0)
+        inverse = torch.where(is_reached, inverse, 0.0)
+        return self.vectors @ (inverse[..., None] * self.target), self.x_mean, self.y_mean
+
+
+def _eigen(sums: list[Tensor]) -> _Eigen:
     rows, x, y, xx, xy, _ = sums
     x_mean, y_mean = (x / rows)[:, None], (y / rows)[:, None]
     xx, xy = xx - rows * x_mean.mT @ x_mean, xy - rows * x_mean.mT @ y_mean
     values, vectors = torch.linalg.eigh(xx)
-    inverse = 1 / (values + ridge * values.mean(-1, keepdim=True))
-    is_reached = values > RANK_CUT * values[:, -1:].clamp_min(0)
-    inverse = torch.where(is_reached, inverse, 0.0)
-    return vectors @ (inverse[..., None] * (vectors.mT @ xy)), x_mean, y_mean
+    return _Eigen(values, vectors, vectors.mT @ xy, x_mean, y_mean)
 
 
 def _loss(sums: list[Tensor], weight: Tensor, x_mean: Tensor, y_mean: Tensor) -> float:
