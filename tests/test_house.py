@@ -113,8 +113,8 @@ def test_the_exception_stays_inside_a_function():
 
 def test_public_names():
     names = [
-        "Comparison", "Fit", "InputError", "LoadError", "LoadOptions", "Reading", "Report",
-        "SecantError", "compare", "survey",
+        "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions", "Reading",
+        "Report", "SecantError", "anatomy", "compare", "survey",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:

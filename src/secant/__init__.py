@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from secant.readings import Reading as Reading
     from secant.readings import Report as Report
     from secant.surveys import survey as survey
+    from secant.uses.anatomy import Anatomy as Anatomy
+    from secant.uses.anatomy import anatomy as anatomy
 
 _HOME = {
+    "Anatomy": "secant.uses.anatomy",
     "Comparison": "secant.comparisons",
     "Fit": "secant.gauges.fit",
     "InputError": "secant.errors",
@@ -26,11 +29,13 @@ _HOME = {
     "Reading": "secant.readings",
     "Report": "secant.readings",
     "SecantError": "secant.errors",
+    "anatomy": "secant.uses.anatomy",
     "compare": "secant.comparisons",
     "survey": "secant.surveys",
 }
 
 __all__ = [
+    "Anatomy",
     "Comparison",
     "Fit",
     "InputError",
@@ -39,6 +44,7 @@ __all__ = [
     "Reading",
     "Report",
     "SecantError",
+    "anatomy",
     "compare",
     "survey",
 ]

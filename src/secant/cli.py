@@ -184,6 +184,50 @@ def diff(
         raise typer.Exit(1)
 
 
+@app.command()
+def anatomy(
+    model: Annotated[str, typer.Argument(help="demo:NAME or a Hugging Face directory.")],
+    data: Annotated[str, typer.Option(help="demo:digits or a data file.")] = "demo:digits",
+    column: Annotated[str, typer.Option(help="Text column of .jsonl and .csv.")] = "text",
+    rows: Annotated[int, typer.Option(min=1, help="Use the first ROWS units.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Units a forward pass.")] = 32,
+    seed: Annotated[
+        int, typer.Option(min=-(2**63), max=2**63 - 1, help="Seed of the split into halves.")
+    ] = 0,
+    out: Annotated[Path | None, typer.Option(help="Also write the readings as JSON.")] = None,
+) -> None:
+    """List what in MODEL is not affine, and what each such operation is worth.
+
+    Each is replaced alone by its best affine fit, and the change of the output (and of the
+    loss where the data has labels) is measured on units that the fit has not seen.
+
+    Example: secant anatomy demo:transformer
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from secant.readings import check_writable
+    from secant.report.anatomy import notes, plain_words, render_anatomy
+    from secant.uses.anatomy import anatomy
+
+    if out is not None:
+        check_writable(out.parent)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    err = Console(stderr=True)
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(model)
+        found = anatomy(
+            model, data, column=column, rows=rows, batch_size=batch_size, seed=seed,
+            progress=lambda _, done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    if found.readings:
+        Console().print(render_anatomy(found))
+    typer.echo("\n".join([plain_words(found), *notes(found)]))
+    if out is not None:
+        found.save(out)
+        typer.echo(str(out))
+
+
 def main() -> None:
     """Run the program; an error that secant raises on purpose is one line and exit code 2."""
     try:

@@ -1,0 +1,1 @@
+"""Things done with a linearity, one file a use."""
