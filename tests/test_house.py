@@ -22,6 +22,7 @@ LEVELS = {
     "gauges": 2,
     "nn": 2,
     "surveys": 3,
+    "segments": 3,
     "readings": 3,
     "uses": 4,
     "report": 4,
@@ -108,7 +109,8 @@ def test_the_exception_stays_inside_a_function():
 
 
 def test_public_names():
-    names = ["Fit", "InputError", "LoadError", "Reading", "Report", "SecantError", "survey"]
+    names = ["Fit", "InputError", "LoadError", "Reading", "Report", "SecantError"]
+    names += ["pieces", "survey"]
     assert secant.__all__ == names
     for name in names:
         assert getattr(secant, name).__name__ == name

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from secant.gauges.fit import Fit as Fit
     from secant.readings import Reading as Reading
     from secant.readings import Report as Report
+    from secant.segments import pieces as pieces
     from secant.surveys import survey as survey
 
 _HOME = {
@@ -21,10 +22,20 @@ _HOME = {
     "Reading": "secant.readings",
     "Report": "secant.readings",
     "SecantError": "secant.errors",
+    "pieces": "secant.segments",
     "survey": "secant.surveys",
 }
 
-__all__ = ["Fit", "InputError", "LoadError", "Reading", "Report", "SecantError", "survey"]
+__all__ = [
+    "Fit",
+    "InputError",
+    "LoadError",
+    "Reading",
+    "Report",
+    "SecantError",
+    "pieces",
+    "survey",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ May import: torch, ``secant.errors``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,20 +22,25 @@ That is the 2; another 4, because r is the largest error seen at some points, no
 """
 
 
-class Pieces(NamedTuple):
-    """The affine pieces of a curve, from left to right.
+@dataclass(frozen=True)
+class Pieces:
+    """The affine pieces of a curve, from left to right; float64.
 
-    `count` pieces, at least 1. `t` (count + 1,): where they begin and end, the ends of the
-    segment among them. `values` (count + 1, width): the curve there. `slopes` (count, width): its
-    derivative by t on each piece. `bends` (count - 1,): the Euclidean length of the change of
-    slope at each kink, in the output's unit per segment. All float64.
+    `t` (count + 1,): where they begin and end, the ends of the segment among them. `values`
+    (count + 1, width): the curve there. `slopes` (count, width): its derivative by t on each
+    piece. `bends` (count - 1,): the Euclidean length of the change of slope at each kink, in the
+    output's unit per segment.
     """
 
-    count: int
     t: Tensor
     values: Tensor
     slopes: Tensor
     bends: Tensor
+
+    @property
+    def count(self) -> int:
+        """How many pieces, at least 1."""
+        return len(self.slopes)
 
     @property
     def kinks(self) -> Tensor:
@@ -82,7 +87,7 @@ def affine_pieces(t: Tensor, values: Tensor, rounding: Tensor | None = None) -> 
         t, values = t[~removed], values[~removed]
     slopes = values.diff(dim=0) / t.diff()[:, None]
     bends = torch.linalg.vector_norm(slopes.diff(dim=0), dim=1)
-    return Pieces(len(slopes), t, values, slopes, bends)
+    return Pieces(t, values, slopes, bends)
 
 
 def _removable(t: Tensor, values: Tensor, error: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ May import: torch, ``secant.errors``, ``secant.maps``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -135,9 +136,7 @@ def _float64_of(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.is_floating_point() else tensor.dtype
 
 
-def _parts(
-    run: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, limit: int
-) -> list[_Part]:
+def _parts(run: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, limit: int) -> list[_Part]:
     """The polyline in parts, from left to right; one, unless memory asks for more."""
     done: list[_Part] = []
     todo = [(0.0, 1.0)]
@@ -150,10 +149,10 @@ def _parts(
             out = run(LineTensor(ends, grid))
         except TooLarge as signal:
             edges = [low, *signal.cuts, high]
-            todo += reversed(list(zip(edges[:-1], edges[1:], strict=True)))
+            todo += reversed(list(pairwise(edges)))
             continue
         if isinstance(out, LineTensor):
-            values = out.newest().flatten(1)
+            values = out.newest().reshape(len(grid.t), -1)
         else:  # the output does not depend on the input
             values = out.double().flatten().expand(len(grid.t), -1)
         done.append(_Part(grid, values))
@@ -172,7 +171,8 @@ def _rounding(
     share = ((t - low) / (high - low))[:, None]
     expected = torch.lerp(line.values[piece], line.values[piece + 1], share)
     x = torch.lerp(start, end, t.view(-1, *[1] * start.ndim))
-    found = torch.cat([run(rows).double().flatten(1) for rows in x.split(batch)])
+    outputs = [run(rows).double() for rows in torch.split(x, batch)]
+    found = torch.cat([out.reshape(len(out) if out.ndim else 1, -1) for out in outputs])
     if found.shape != expected.shape:
         raise InputError(
             f"pieces: the model must give one output an input; {len(x)} inputs gave "

@@ -141,7 +141,7 @@ class Grid:
         new = torch.cat(found)
         if not len(new):
             return
-        t = torch.cat([self.t, new]).unique()
+        t = torch.unique(torch.cat([self.t, new]))
         if len(t) > self.limit:
             raise InputError(
                 f"pieces: at most {self.limit} kinks may be followed; more were found. "
@@ -168,4 +168,4 @@ class Grid:
         left, share = self._weights[version]
         share = share.view(-1, *[1] * (points.ndim - 1))
         # lerp gives the old value itself at a share of 0 and of 1.
-        return torch.lerp(points[left], points[left + 1], share)
+        return torch.lerp(points.index_select(0, left), points.index_select(0, left + 1), share)

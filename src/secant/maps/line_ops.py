@@ -34,8 +34,8 @@ CONSTANT = {
 Empty tensors are not among them: dropout in training mode draws its mask into one.
 """
 
-SUMS = {aten.add, aten.sub, aten.rsub, aten.cat, aten.stack}
-"""Affine in all their tensors together."""
+SUMS = {aten.add, aten.sub, aten.rsub, aten.cat, aten.stack, aten.where}
+"""Affine in all their tensors together; a condition never moves, for comparing is refused."""
 
 PRODUCTS = {
     aten.mul: ("self", "other"),
@@ -111,12 +111,12 @@ class LineTensor(Tensor):
     grid: Grid
     version: int
     relatives: list[weakref.ref[LineTensor]]
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, points: Tensor, grid: Grid) -> LineTensor:
         """Values at the newest points of `grid`."""
-        line: LineTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        line: LineTensor = torch.Tensor._make_wrapper_subclass(
             cls, points.shape[1:], strides=points.stride()[1:], dtype=points.dtype,
             device=points.device,
         )  # fmt: skip
@@ -127,7 +127,7 @@ class LineTensor(Tensor):
     def __init__(self, points: Tensor, grid: Grid) -> None:
         pass
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"LineTensor(shape={tuple(self.shape)}, points={len(self.points)})"
 
     def newest(self) -> Tensor:
@@ -142,7 +142,7 @@ class LineTensor(Tensor):
         return self.points
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Called by torch for every operation on a value that moves."""
@@ -171,7 +171,8 @@ def _outcome(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if packet in LEVELS and moving == ["self"]:
         return _elementwise(func, args, kwargs, bound)
     if packet in LARGEST:
-        _refine(_applied(aten.sub.Tensor, args, {}), lambda z: [level_crossings(z, 0.0)])
+        gap = _applied(aten.sub.Tensor, (bound["self"], bound["other"]), {})
+        _refine(gap, lambda z: [level_crossings(z, 0.0)])
     elif func in OVER_DIMENSIONS:
         sign = OVER_DIMENSIONS[func]
         table = _dimension_windows(bound["self"], bound.get("dim"))
@@ -190,7 +191,9 @@ def _outcome(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _is_affine(packet: Any, bound: Bound, moving: list[str]) -> bool:
     """Whether the operation is affine in all tensors that move, taken together."""
-    if bound.get("training") or bound.get("dtype") not in (None, torch.float64):
+    if bound.get("training") or bound.get("rounding_mode"):
+        return False
+    if bound.get("dtype") not in (None, torch.float64):
         return False
     if packet in SUMS:
         return True
@@ -212,7 +215,10 @@ def _applied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args, kwargs = tree_unflatten(flat, form)
         return func(*args, **kwargs)
 
-    points = torch.vmap(at_points)(*[line.newest() for line in lines])
+    # The index of a largest entry may change its shape, but be used in no other way.
+    is_shape_of_index = func.is_view and not lines[0].is_floating_point()
+    values = [line.points if is_shape_of_index else line.newest() for line in lines]
+    points = torch.vmap(at_points)(*values)
     out = tree_map(lambda p: LineTensor(p, grid) if isinstance(p, Tensor) else p, points)
     for line in tree_flatten(out)[0]:
         if isinstance(line, LineTensor):
@@ -232,7 +238,9 @@ def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], bound
 
 def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The operation of that name that returns its result, written back to its first tensor."""
-    target = args[0] if args else None
+    target, bound = args[0], _bind(func, args, kwargs)
+    if bound.get("training"):
+        raise _refusal(func, bound, [])
     name = func._schema.name.removeprefix("aten::")
     packet = getattr(aten, name[:-1], None) if name.endswith("_") else None
     twin = getattr(packet, func._overloadname, None)
@@ -277,8 +285,9 @@ def _pool_windows(func: Any, bound: Bound, rank: int) -> Tensor:
     plain = torch.empty(line.shape, device="meta", dtype=line.dtype)
     out_shape = func(plain, bound["kernel_size"], *options)[0].shape
     kernel, padding, dilation = (
-        [*bound[name]] * (rank // len(bound[name])) for name in ("kernel_size", "padding", "dilation")
-    )  # fmt: skip
+        [*bound[name]] * (rank // len(bound[name]))
+        for name in ("kernel_size", "padding", "dilation")
+    )
     stride = [*bound["stride"]] * (rank // max(len(bound["stride"]), 1)) or kernel
     places = torch.zeros(1, 1, dtype=torch.int64, device=line.device)
     is_inside = torch.ones_like(places, dtype=torch.bool)
