@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from secant.errors import InputError
+from secant.gauges.pieces import affine_pieces
 from secant.maps import line_grid
 from secant.maps.line import polyline
 
@@ -208,8 +209,6 @@ def pieces_exactly(layers, start, end):
 @pytest.mark.parametrize("seed", range(40))
 def test_small_integer_nets_have_the_pieces_of_exact_arithmetic(seed):
     """Weights in -2..2: units that coincide, die, or lie on 0 for a while are common."""
-    from secant.gauges.pieces import affine_pieces
-
     draw = torch.Generator().manual_seed(seed)
     widths = [2, 4, 4, 3, 3, 1]
     layers = [
@@ -260,8 +259,11 @@ def test_a_segment_cut_for_memory_gives_the_same_line(monkeypatch):
     cut = traced(model, *ends)
     assert len(whole.t) > 20  # 16 numbers each: more than twice what is allowed
     assert cut.units == whole.units == 48
-    assert cut.t.tolist() == pytest.approx(whole.t.tolist(), abs=1e-12)
-    assert torch.allclose(cut.values, whole.values, rtol=0, atol=1e-12)
+    # A kink at a cut may be found once more a rounding beside it; the gauge knows it as one.
+    found, expected = (affine_pieces(each.t, each.values, each.rounding) for each in (cut, whole))
+    assert found.count == expected.count == len(whole.t) - 1
+    assert found.t.tolist() == pytest.approx(expected.t.tolist(), abs=1e-12)
+    assert torch.allclose(found.values, expected.values, rtol=0, atol=1e-12)
 
 
 def test_more_kinks_than_the_limit_are_refused_also_over_cuts(monkeypatch):
@@ -326,7 +328,7 @@ def test_affine_operations_of_many_kinds_add_no_kink():
     def model(x):
         x = torch.cat([x, x.flip(1)], 1)[:, None]
         y = functional.interpolate(functional.pad(x, (1, 1)), scale_factor=2, mode="linear")
-        z = torch.stack([part for part in y.chunk(2, 2)], 1).transpose(1, 2).reshape(1, -1, 4)
+        z = torch.stack(list(y.chunk(2, 2)), 1).transpose(1, 2).reshape(1, -1, 4)
         z = torch.where(weight > 0, z[:, :1], 2.0) @ weight + z.mean(1, keepdim=True).expand(
             1, 4, 4
         )
@@ -372,7 +374,7 @@ def writes_a_view(x):
         (nn.BatchNorm1d(1), r"refuses: Expected more than 1 value per channel when training"),
         (
             nn.Sequential(nn.Unflatten(1, (1, 1)), nn.ConstantPad1d(1, 0), nn.BatchNorm1d(1)),
-            r"aten\._?native_batch_norm\w*\.default is not in training mode.*Call `model\.eval\(\)`",
+            r"native_batch_norm\w*\.default is not in training mode.*Call `model\.eval\(\)`",
         ),
         (
             nn.Sequential(

@@ -100,7 +100,7 @@ class Grid:
         self.versions = [torch.tensor([low, high], dtype=torch.float64, device=device)]
         self.limit = limit
         self.units, self.magnitude, self.widest = 0, 0.0, 1
-        self._weights: dict[int, tuple[Tensor, Tensor]] = {}
+        self._weights: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def version(self) -> int:
@@ -164,8 +164,11 @@ class Grid:
             old = self.versions[version]
             left = (torch.searchsorted(old, self.t, right=True) - 1).clamp_max(len(old) - 2)
             share = (self.t - old[left]) / (old[left + 1] - old[left])
-            self._weights[version] = left, share
-        left, share = self._weights[version]
+            new = share.nonzero()[:, 0]
+            self._weights[version] = left, new, share[new]
+        left, new, share = self._weights[version]
+        out = points.index_select(0, left)
         share = share.view(-1, *[1] * (points.ndim - 1))
-        # lerp gives the old value itself at a share of 0 and of 1.
-        return torch.lerp(points.index_select(0, left), points.index_select(0, left + 1), share)
+        # At a share of 1, which only the last point has, lerp gives the old value itself.
+        right = points.index_select(0, left[new] + 1)
+        return out.index_copy_(0, new, torch.lerp(out.index_select(0, new), right, share))
