@@ -2,18 +2,19 @@
 
 Run: python benchmarks/pieces.py [THREADS]
 
-One process. Ours is the median of 30 runs, the sampling of 3; both in turn, in float64, after one
-run each to warm up. The net: 16 inputs, He initialisation, biases of size 0.1, 10 outputs; the
+One process, in float64, after one run each to warm up: three rounds of ten runs of ours, one of
+each sampling; medians. The net: 16 inputs, He initialisation, biases of size 0.1, 10 outputs; the
 segment: between two normal inputs of size 3. The sampling counts a new piece wherever the
 activation pattern of neighbouring samples differs, 4,096 samples a batch, and keeps nothing else.
 
 The limit. A layer must be computed at the kinks of the layers before it: with k1, k2, k3 kinks in
 all after each layer that is 256 x 256 x 2 x (k1 + k2) floating-point operations for the two wide
-layers, about 60 million for 120 and 250 kinks, and 18 million for the check at 64 inputs: 2 ms at
+layers, about 60 million for 120 and 250 kinks, and 9 million for the check at 32 inputs: 2 ms at
 the 40 Gflop/s that one core's float64 matrix product reaches here. The sampling needs 28,000
 million. The last lines print this bound for the kinks found and the speed measured.
 """
 
+import copy
 import statistics
 import sys
 import time
@@ -23,11 +24,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from secant.maps.line import polyline
+from secant.maps.line import CHECKED, polyline
 from secant.segments import pieces
 
 WIDTH, DEPTH, INPUTS = 256, 3, 16
 BATCH = 4096
+ROUNDS = 3
 T = TypeVar("T")
 
 
@@ -60,47 +62,54 @@ def sampled(model: nn.Sequential, start: Tensor, end: Tensor, samples: int) -> i
     return changes + 1
 
 
-def timed(run: Callable[[], T], repeats: int) -> tuple[T, float]:
-    """The result and the median time in seconds."""
+def timed(run: Callable[[], T], repeats: int) -> tuple[T, list[float]]:
+    """The last result, and the seconds of each run."""
     seconds = []
-    result = run()
     for _ in range(repeats):
         started = time.perf_counter()
         result = run()
         seconds.append(time.perf_counter() - started)
-    return result, statistics.median(seconds)
+    return result, seconds
 
 
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
     model = net()
     start, end = 3 * torch.randn(2, INPUTS, dtype=torch.float64)
-    found, ours = timed(lambda: pieces(model, start, end), 30)
-    _, few_seconds = few = timed(lambda: sampled(model, start, end, 1_001), 3)
-    _, many_seconds = many = timed(lambda: sampled(model, start, end, 100_001), 3)
-    found_again, ours_again = timed(lambda: pieces(model, start, end), 30)
-    assert found_again.count == found.count
-    ours = statistics.median([ours, ours_again])
-    narrow = model.float()
-    single, single_seconds = timed(lambda: sampled(narrow, start.float(), end.float(), 100_001), 3)
-    model.double()
+    narrow = copy.deepcopy(model).float()
+    rivals: dict[str, tuple[Callable[[], int], int]] = {
+        "exact": (lambda: pieces(model, start, end).count, 10),
+        "1,001 samples": (lambda: sampled(model, start, end, 1_001), 1),
+        "100,001 samples": (lambda: sampled(model, start, end, 100_001), 1),
+        "100,001 in float32": (
+            lambda: sampled(narrow, start.float(), end.float(), 100_001), 1,
+        ),
+    }  # fmt: skip
+    counts = {name: run() for name, (run, _) in rivals.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for _ in range(ROUNDS):
+        for name, (run, repeats) in rivals.items():
+            seconds[name] += timed(run, repeats)[1]
+    median = {name: statistics.median(each) for name, each in seconds.items()}
+    ours = median["exact"]
     print(f"threads {torch.get_num_threads()}, torch {torch.__version__}")
-    print(f"exact              {found.count:5d} pieces  {ours * 1e3:8.2f} ms")
-    print(f"1,001 samples      {few[0]:5d} pieces  {few_seconds * 1e3:8.2f} ms")
-    print(f"100,001 samples    {many[0]:5d} pieces  {many_seconds * 1e3:8.2f} ms")
-    print(f"100,001 in float32 {single:5d} pieces  {single_seconds * 1e3:8.2f} ms")
-    print(f"100,001 samples / exact            {many_seconds / ours:6.0f} x")
-    print(f"100,001 samples in float32 / exact {single_seconds / ours:6.0f} x")
+    for name, count in counts.items():
+        share = median[name] / ours
+        print(f"{name:19s}{count:5d} pieces {median[name] * 1e3:9.2f} ms {share:6.1f} x exact")
+    print_bound(model, start, end, ours)
+
+
+def print_bound(model: nn.Sequential, start: Tensor, end: Tensor, ours: float) -> None:
+    """The time that the matrix products alone would take."""
     by_depth = [
         len(polyline(model[: 2 * depth], start, end, limit=10_000).t) for depth in (1, 2, 3)
     ]
     a = torch.randn(512, WIDTH, dtype=torch.float64)
     b = torch.randn(WIDTH, WIDTH, dtype=torch.float64)
-    _, product_seconds = timed(lambda: a @ b, 30)
-    speed = 2 * a.numel() * WIDTH / product_seconds
+    speed = 2 * a.numel() * WIDTH / statistics.median(timed(lambda: a @ b, 30)[1])
     wide = 2 * WIDTH * WIDTH
     layers = wide * (by_depth[0] + by_depth[1]) + 20 * WIDTH * by_depth[2]
-    check = 64 * (2 * wide + 2 * WIDTH * (INPUTS + 10))
+    check = CHECKED * (2 * wide + 2 * WIDTH * (INPUTS + 10))
     print(f"points after each layer {by_depth}; product {speed / 1e9:.0f} Gflop/s")
     bound = (layers + check) / speed
     print(f"bound {bound * 1e3:.2f} ms: layers {layers / 1e6:.0f}, check {check / 1e6:.0f} Mflop")

@@ -97,6 +97,8 @@ def _removable(t: Tensor, values: Tensor, error: Tensor) -> Tensor:
     allowed = SAFETY * error * (1 / width[1:] + 1 / width[:-1])[:, None]
     # An output that is 0 throughout allows nothing and bends by nothing.
     certainty = torch.where(bend > 0, bend / allowed, 0.0).amax(1)
+    if not (certainty <= 1).any():
+        return torch.zeros_like(t, dtype=torch.bool)
     # Ties go by a fixed shuffle: in order of t they would fall one a round.
     shuffle = torch.arange(len(certainty), device=t.device) * 2654435761 % 2**32
     by_shuffle = shuffle.argsort()

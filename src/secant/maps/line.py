@@ -19,7 +19,7 @@ from secant.maps.features import first_tensor
 from secant.maps.line_grid import Grid, TooLarge
 from secant.maps.line_ops import LineTensor
 
-CHECKED = 64
+CHECKED = 32
 """Pieces that are checked against the model itself, spread evenly; all if there are fewer."""
 
 INSIDE = 0.381966

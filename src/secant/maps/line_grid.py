@@ -171,4 +171,5 @@ class Grid:
         share = share.view(-1, *[1] * (points.ndim - 1))
         # At a share of 1, which only the last point has, lerp gives the old value itself.
         right = points.index_select(0, left[new] + 1)
-        return out.index_copy_(0, new, torch.lerp(out.index_select(0, new), right, share))
+        torch.lerp(out.index_select(0, new), right, share, out=right)
+        return out.index_copy_(0, new, right)

@@ -242,8 +242,12 @@ def _applied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], bound: Bound) -> Any:
     levels = LEVELS[func.overloadpacket](bound)
     _refine(bound["self"], lambda z: [level_crossings(z, level) for level in levels])
+    line = bound["self"]
     # vmap would cost more than the operation, and constants broadcast from behind without it.
-    return LineTensor(func(bound["self"].newest(), *args[1:], **kwargs), bound["self"].grid)
+    if func is aten.relu.default and line.version != line.grid.version:
+        # The usual case at half the memory: on its way to the new points the input is a copy.
+        return LineTensor(line.grid.moved(line.points, line.version).relu_(), line.grid)
+    return LineTensor(func(line.newest(), *args[1:], **kwargs), line.grid)
 
 
 def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
