@@ -23,6 +23,7 @@ LEVELS = {
     "nn": 2,
     "observe": 3,
     "fit_readings": 3,
+    "segments": 3,
     "surveys": 3,
     "readings": 3,
     "records": 3,
@@ -114,7 +115,7 @@ def test_the_exception_stays_inside_a_function():
 def test_public_names():
     names = [
         "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions", "Reading",
-        "Report", "SecantError", "anatomy", "compare", "survey",
+        "Report", "SecantError", "anatomy", "compare", "pieces", "survey",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from secant.load.options import LoadOptions as LoadOptions
     from secant.readings import Reading as Reading
     from secant.readings import Report as Report
+    from secant.segments import pieces as pieces
     from secant.surveys import survey as survey
     from secant.uses.anatomy import Anatomy as Anatomy
     from secant.uses.anatomy import anatomy as anatomy
@@ -31,6 +32,7 @@ _HOME = {
     "SecantError": "secant.errors",
     "anatomy": "secant.uses.anatomy",
     "compare": "secant.comparisons",
+    "pieces": "secant.segments",
     "survey": "secant.surveys",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "SecantError",
     "anatomy",
     "compare",
+    "pieces",
     "survey",
 ]
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from secant.gauges.fit import RANK_CUT, RIDGES
+from secant.gauges.ridge import RANK_CUT, RIDGES
 
 
 class Affine(NamedTuple):
