@@ -120,6 +120,9 @@ def test_hooks_go_after_an_error_inside():
 
 def test_hooks_go_after_an_unknown_site():
     net = Caller()
-    with pytest.raises(AttributeError), watch(net, ["tupled", "nonesuch"], lambda *_: None):
+    with (
+        pytest.raises(InputError, match=r"'nonesuch'.*Nearest: "),
+        watch(net, ["tupled", "nonesuch"], lambda *_: None),
+    ):
         pass
     assert hooks(net) == 0

@@ -43,6 +43,8 @@ class Feed:
             self.tensor = units.tensor.float()
             contents = [row.numpy().tobytes() for row in self.tensor]
             lengths = [1] * len(contents)
+        self.contents = contents
+        self.lengths = lengths
         self.batches = plan_batches(contents, lengths, groups=groups, size=batch_size, seed=seed)
 
     def forward(self, model: nn.Module, batch: Batch) -> tuple[Callable[[], Any], Tensor | None]:
