@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from secant.engine.plan import Batch
 from secant.errors import InputError
 from secant.load.feed import Feed
+from secant.maps.derivatives import prepared_copy
 from secant.maps.features import BlockMap, DecoderMap
 from secant.maps.inputs import capture_with_inputs
 
@@ -105,10 +106,11 @@ def draw_sample(feed: Feed, design: Design) -> list[Member]:
 
 
 class Trials:
-    """The maps of a prepared model at its sites, with the steps in which they are tried."""
+    """The maps of a model's prepared copy at its sites, with the steps in which they are tried."""
 
-    def __init__(self, model: nn.Module, feed: Feed, sites: Sequence[str]) -> None:
-        self.model, self.feed, self.sites = model, feed, sites
+    def __init__(self, model: nn.Module, feed: Feed, sites: Sequence[str], design: Design) -> None:
+        self.model = prepared_copy(model, design.dtype)
+        self.feed, self.sites, self.design = feed, sites, design
         self.forwards_by_unit = 0
 
     def maps(self, units: Sequence[int]) -> tuple[dict[Key, Map], Tensor | None]:
@@ -118,11 +120,10 @@ class Trials:
         try:
             blocks, whole = capture_with_inputs(self.model, self.sites, forward)
         except RuntimeError as error:
-            dtype = next((p.dtype for p in self.model.parameters()), None)
             raise InputError(
-                f"model {self.feed.loaded.name!r} fails in {dtype}, in which experiments "
-                f"evaluate it: {str(error).splitlines()[0]} Check the data's shape, or take "
-                "another dtype."
+                f"model {self.feed.loaded.name!r} fails in {self.design.dtype}, in which "
+                f"experiments evaluate it: {str(error).splitlines()[0]} Check the data's shape, "
+                "or take another dtype."
             ) from error
         maps: dict[Key, Map] = {("features", site): block for site, block in blocks.items()}
         maps["inputs", "(model)"] = whole
@@ -146,9 +147,7 @@ class Trials:
                 distances[key] += _norms(change).tolist()
         return {key: statistics.median(values) for key, values in distances.items()}
 
-    def of(
-        self, batch: Sequence[Member], steps: dict[Key, float], seed: int
-    ) -> Iterator[tuple[Key, Trial]]:
+    def of(self, batch: Sequence[Member], steps: dict[Key, float]) -> Iterator[tuple[Key, Trial]]:
         """The trial of each map on one batch."""
         here, mask = self.maps([member.unit for member in batch])
         ends = [self.maps([member.partners[which] for member in batch]) for which in (0, 1)]
@@ -158,7 +157,7 @@ class Trials:
                 towards(x, mask, maps[key].x, end_mask, site) for maps, end_mask in ends
             )
             counted = positions(x, mask, site)
-            codes = [_hash(member.code, f"{seed} {site}") for member in batch]
+            codes = [_hash(member.code, f"{self.design.seed} {site}") for member in batch]
             trial = Trial(
                 found,
                 positions(found.y, mask, site),

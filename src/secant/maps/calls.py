@@ -81,9 +81,11 @@ def intercept(model: nn.Module, sites: Sequence[str], interceptor: Interceptor) 
     Raises: `InputError` for a site that is no module of the model.
     """
     wanted: dict[str, set[int | None]] = {}
+    modules: dict[str, nn.Module] = {}
     for site in sites:
         name, number = split_call(site)
         wanted.setdefault(name, set()).add(number)
+        modules[name] = module_at(model, site)
     counts: Counter[str] = Counter()
     handles = []
     try:
@@ -101,8 +103,7 @@ def intercept(model: nn.Module, sites: Sequence[str], interceptor: Interceptor) 
                 site = name if call == 1 else f"{name}@{call}"
                 return interceptor(site, module, args, kwargs, output)
 
-            module = module_at(model, name)
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            handles.append(modules[name].register_forward_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:
