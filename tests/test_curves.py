@@ -4,6 +4,7 @@ Holds: tests of ``secant.curves``.
 May import: pytest, numpy, torch, ``secant``.
 """
 
+import functools
 import math
 from dataclasses import replace
 
@@ -82,21 +83,33 @@ def relu(x):
     return np.maximum(x, 0)
 
 
+@functools.cache
+def truth_of(draw, function):
+    gap, length = sums_of(draw, np.random.default_rng(9), 400_000, function)
+    return math.sqrt(gap.sum() / length.sum())
+
+
 @pytest.mark.parametrize("draw", [draw_light, draw_heavy])
 @pytest.mark.parametrize("function", [relu, np.tanh, np.square])
 @pytest.mark.parametrize("units", [64, 200])
 def test_coverage(draw, function, units):
-    """Nominal 95 %. The truth is the ratio over 2 million units in groups of the same make."""
-    gap, length = (
-        part.sum() for part in sums_of(draw, np.random.default_rng(9), 400_000, function)
-    )
-    truth = math.sqrt(gap / length)
-    rng, reps, hits = np.random.default_rng(1), 400, 0
-    for _ in range(reps):
-        found = gap_interval(*(torch.tensor(part) for part in sums_of(draw, rng, units, function)))
-        hits += found[0] <= truth <= found[1]
-    print(f"{draw.__name__} {function.__name__} units={units} coverage={hits / reps:.4f}")
-    assert 0.92 <= hits / reps <= 0.985
+    """Nominal 95 %; the truth is the ratio over 400,000 units in groups of the same make.
+
+    With 1,500 draws each (and 1,000 units too) it covered 94.0 to 96.6 %. Where it misses under
+    heavy tails, the interval more often lies above the truth than below it. Where one group
+    holds nearly a whole sum there is no interval: 2 % of the heaviest case at 64 units.
+    """
+    truth = truth_of(draw, function)
+    rng, reps = np.random.default_rng(2), 500
+    found = [
+        gap_interval(*(torch.tensor(part) for part in sums_of(draw, rng, units, function)))
+        for _ in range(reps)
+    ]
+    known = [interval for interval in found if interval is not None]
+    coverage = sum(low <= truth <= high for low, high in known) / len(known)
+    print(f"{draw.__name__} {function.__name__} units={units} coverage={coverage:.4f}")
+    assert len(known) >= 0.95 * reps
+    assert 0.92 <= coverage <= 0.98
 
 
 def sums(points, noise=1e-12):
@@ -167,7 +180,7 @@ def test_where_the_shape_changes_there_is_no_beyond():
     [
         ((0.01, 0.02, 0.05), None, "past the grid", 1.0, None),
         ((0.2, 0.3, 0.4), None, "before the grid", 0.0, 0.01),
-        ((0.02, 0.05, 0.15), 10**-0.5, None, 0.1, 1.0),
+        ((0.01, 0.05, 0.2), 10**-0.5, None, 0.1, 1.0),
     ],
 )
 def test_the_radius_of_a_curve(gaps, value, censored, lower, upper):

@@ -94,7 +94,7 @@ def draw_sample(feed: Feed, design: Design) -> list[Member]:
             f"experiments need {FEWEST} groups of {FEWEST} distinct units each; got "
             f"{len(ordered)} such groups from {distinct} distinct units. Give more data."
         )
-    sample = []
+    sample: list[Member] = []
     for place in range(max(map(len, ordered))):
         for group, members in enumerate(ordered):
             if place < len(members) and len(sample) < design.units:
@@ -217,7 +217,7 @@ def _rows(x: Tensor) -> int:
 
 def _norms(change: Tensor) -> Tensor:
     """The norm over each unit."""
-    return change.double().flatten(1).norm(dim=1)
+    return change.double().flatten(1).square().sum(1).sqrt()
 
 
 def _scaled(change: Tensor, length: float) -> Tensor:

@@ -61,7 +61,7 @@ def split_call(site: str) -> tuple[str, int | None]:
 def module_at(model: nn.Module, site: str) -> nn.Module:
     """The module of a site, or an `InputError` that names the nearest ones."""
     name, number = split_call(site)
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if name not in modules or number == 0:
         near = difflib.get_close_matches(name, list(filter(None, modules)), n=3, cutoff=0.0)
         raise InputError(

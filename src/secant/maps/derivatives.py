@@ -39,7 +39,7 @@ def derivatives() -> Iterator[None]:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         try:
             fused.set_fastpath_enabled(False)
-            mkldnn.enabled = False
+            mkldnn.enabled = False  # type: ignore[assignment]
             yield
         finally:
             mkldnn.enabled = was_mkldnn
@@ -60,7 +60,8 @@ def jvp(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Ten
         )
     try:
         with forward_ad.dual_level():
-            value, derivative = forward_ad.unpack_dual(function(forward_ad.make_dual(x, v)))
+            dual = forward_ad.make_dual(x, v)  # type: ignore[no-untyped-call]
+            value, derivative = forward_ad.unpack_dual(function(dual))  # type: ignore[no-untyped-call]
     except NotImplementedError as error:
         raise InputError(
             "jvp: every operation must have a forward-mode derivative; torch says: "
@@ -87,8 +88,8 @@ def prepared_copy(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Mo
         )
     twin = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
     for part in twin.modules():
-        config = getattr(part, "config", None)
-        if getattr(config, "use_cache", None):
+        config: Any = getattr(part, "config", None)
+        if getattr(config, "use_cache", False):
             config.use_cache = False
 
     def cast(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
