@@ -21,6 +21,7 @@ from secant.gauges.fit import Fit, FitResult, Score
 from secant.gauges.moments import Gram, gram
 from secant.gauges.ridge import Eigenbases
 from secant.load.feed import Feed
+from secant.maps.calls import module_at
 from secant.maps.features import rows, watch
 from secant.maps.receptive import patch_rows, receptive_width
 
@@ -92,7 +93,8 @@ class Observer:
     """Listens to a model's sites, one batch after another, and keeps their sums."""
 
     def __init__(self, model: nn.Module, sites: Sequence[str]) -> None:
-        self.sites = {site: Site(model.get_submodule(site)) for site in sites}
+        self.model = model
+        self.sites = {site: Site(module_at(model, site)) for site in sites}
         self.group = 0
         self.mask: Tensor | None = None
         self.seen: dict[int, tuple[Tensor, Gram, Tensor]] = {}
@@ -104,6 +106,8 @@ class Observer:
 
     def listen(self, name: str, x: Tensor, y: Tensor) -> None:
         """Add one site's batch. Units with values that are not finite are left out and counted."""
+        if name not in self.sites:  # a further call of a module that is called several times
+            self.sites[name] = Site(module_at(self.model, name))
         site, mask = self.sites[name], self.mask
         left = self._gram(x, mask, None if site.fit is None else site.fit.x_centre)
         right = self._gram(y, mask, None if site.fit is None else site.fit.y_centre)
@@ -140,9 +144,9 @@ class Observer:
         return sums, {"sites": notes}
 
     def restore(self, sums: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Take up the state that `state` gave for the same sites."""
-        for place, (name, site) in enumerate(self.sites.items()):
-            kept = notes["sites"][name]
+        """Take up the state that `state` gave for the same model and sites."""
+        for place, (name, kept) in enumerate(notes["sites"].items()):
+            site = self.sites.setdefault(name, Site(module_at(self.model, name)))
             site.note, site.left_out = kept["note"], kept["left_out"]
             for kind, widths in kept["gauges"].items():
                 prefix = f"{place}.{kind}."

@@ -169,11 +169,21 @@ def test_radius_of_the_square() -> None:
     assert got.lower <= got.value <= got.upper
 
 
+@given(st.floats(0.02, 0.99), st.floats(0.3, 3.0))
+def test_radius_is_exact_for_a_power_law(threshold: float, power: float) -> None:
+    """The value (ρ / 100)^p passes c at 100 c^(1/p), however coarse the grid."""
+    rhos = [1e-6, 1e-3, 1.0, 100.0]
+    got = radius(rhos, [(rho / 100) ** power for rho in rhos], threshold)
+    if got.value is None:  # passed before the grid began: c^(1/p) below 1e-8
+        assert 100 * threshold ** (1 / power) < 1e-6
+    else:
+        assert got.value == pytest.approx(100 * threshold ** (1 / power), rel=ROUNDING)
+
+
 @given(st.floats(0.02, 0.99))
-def test_radius_is_exact_for_a_curve_linear_in_the_logarithm(threshold: float) -> None:
+def test_radius_after_a_zero_is_linear_in_the_logarithm(threshold: float) -> None:
     """The value rises from 0 to 1 over ρ = 1 to 10000, so it passes c at 10000^c."""
-    rhos = [1.0, 10.0, 100.0, 1000.0, 10000.0]
-    got = radius(rhos, [0.0, 0.25, 0.5, 0.75, 1.0], threshold)
+    got = radius([1.0, 10000.0], [0.0, 1.0], threshold)
     assert got.value == pytest.approx(10000**threshold, rel=ROUNDING)
 
 

@@ -105,8 +105,10 @@ class Radius:
 
 
 def radius(rhos: Sequence[float], values: Sequence[float], threshold: float = 0.1) -> Radius:
-    """Smallest ρ at which the curve passes the threshold, linear in log ρ between grid points.
+    """Smallest ρ at which the curve passes the threshold, a power law between grid points.
 
+    Smooth maps read in proportion to ρ and piecewise-linear ones to its root while ρ is small, so
+    a power law is exact there on any grid. From a point that reads 0 it is linear in log ρ.
     ``rhos`` is a logarithmic grid (positive, increasing), ``values`` the gauge at each.
     A curve above the threshold at the first point or never above it is censored.
     """
@@ -137,6 +139,10 @@ def radius(rhos: Sequence[float], values: Sequence[float], threshold: float = 0.
     if first is None or first == 0:
         lower = rhos[-1] if first is None else 0.0
         return Radius(None, True, lower, upper, threshold)
-    share = (threshold - values[first - 1]) / (values[first] - values[first - 1])
+    before, after = values[first - 1], values[first]
+    if before > 0:
+        share = math.log(threshold / before) / math.log(after / before)
+    else:
+        share = (threshold - before) / (after - before)
     low, high = rhos[first - 1], rhos[first]
     return Radius(low * (high / low) ** share, False, low, high, threshold)

@@ -61,6 +61,8 @@ class Feed:
             contents = [(row if is_whole else row.float()).numpy().tobytes() for row in self.tensor]
             lengths = [1] * len(contents)
         self.digest = digest_of(contents)
+        self.contents = contents
+        self.lengths = lengths
         self.batches = plan_batches(contents, lengths, groups=groups, size=batch_size, seed=seed)
 
     def _read_texts(self, texts: list[str]) -> tuple[list[bytes], list[int]]:

@@ -1,0 +1,110 @@
+"""Calls of modules inside one forward: told apart, watched, and changed.
+
+Holds: ``intercept``, a context; ``first_tensor`` and ``with_first``, which read and replace the
+leading tensor of what a module takes or returns.
+May import: torch, ``secant.errors``.
+
+A call of the model numbers the calls of each module within it: the first of module ``name`` is
+the site ``name``, the second ``name@2``, and so on. A shared module thus has a site for each call.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from secant.errors import InputError
+
+Interceptor = Callable[[str, nn.Module, Any, Any, Any], Any]
+
+
+def first_tensor(value: Any, site: str, what: str) -> Tensor:
+    """The leading tensor of a module's (possibly nested, possibly keyword) input or output."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, tuple | list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            if part is not None:
+                return first_tensor(part, site, what)
+    raise InputError(
+        f"site {site!r}: expected a tensor as {what}, got {type(value).__name__}. "
+        "Choose a site that takes and returns tensors."
+    )
+
+
+def with_first(value: Any, new: Tensor) -> Any:
+    """The same structure with its leading tensor, as `first_tensor` finds it, replaced."""
+    if isinstance(value, Tensor):
+        return new
+    if isinstance(value, dict):
+        key = next(key for key, part in value.items() if part is not None)
+        other = copy.copy(value)  # keeps the class: a Hugging Face output is an ordered dict
+        other[key] = with_first(value[key], new)
+        return other
+    place = next(place for place, part in enumerate(value) if part is not None)
+    parts = [*value[:place], with_first(value[place], new), *value[place + 1 :]]
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def split_call(site: str) -> tuple[str, int | None]:
+    """Module path and number of the call in a site's name; None if it names no call."""
+    name, at, number = site.rpartition("@")
+    return (name, int(number)) if at and number.isdecimal() else (site, None)
+
+
+def module_at(model: nn.Module, site: str) -> nn.Module:
+    """The module of a site, or an `InputError` that names the nearest ones."""
+    name, number = split_call(site)
+    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    if name not in modules or number == 0:
+        near = difflib.get_close_matches(name, list(filter(None, modules)), n=3, cutoff=0.0)
+        raise InputError(
+            f"site {site!r} is no module of this {type(model).__name__}, or no call of one. "
+            f"Nearest: {', '.join(near)}. Calls count from 1: name, name@2."
+        )
+    return modules[name]
+
+
+@contextmanager
+def intercept(model: nn.Module, sites: Sequence[str], interceptor: Interceptor) -> Iterator[None]:
+    """Call `interceptor(site, module, args, kwargs, output)` after each call of a site within.
+
+    A bare name stands for every call of its module, ``name@2`` for the second alone. What the
+    interceptor returns, unless None, replaces the output. Hooks go at the end, also by an error.
+
+    Raises: `InputError` for a site that is no module of the model.
+    """
+    wanted: dict[str, set[int | None]] = {}
+    modules: dict[str, nn.Module] = {}
+    for site in sites:
+        name, number = split_call(site)
+        wanted.setdefault(name, set()).add(number)
+        modules[name] = module_at(model, site)
+    counts: Counter[str] = Counter()
+    handles = []
+    try:
+        handles.append(model.register_forward_pre_hook(lambda *_: counts.clear()))
+        for name, numbers in wanted.items():
+
+            def hook(
+                module: nn.Module, args: Any, kwargs: Any, output: Any,
+                name: str = name, numbers: set[int | None] = numbers,
+            ) -> Any:  # fmt: skip
+                counts[name] += 1
+                call = counts[name]
+                if not numbers & {None, call}:
+                    return None
+                site = name if call == 1 else f"{name}@{call}"
+                return interceptor(site, module, args, kwargs, output)
+
+            handles.append(modules[name].register_forward_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
