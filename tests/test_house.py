@@ -23,6 +23,7 @@ LEVELS = {
     "nn": 2,
     "observe": 3,
     "fit_readings": 3,
+    "passes": 3,
     "segments": 3,
     "surveys": 3,
     "curves": 3,

@@ -40,6 +40,10 @@ def report(
         str, typer.Option(help="Text column of the records, or array of several.")
     ] = "text",
     site: Annotated[list[str] | None, typer.Option(help="Site or glob; may repeat.")] = None,
+    gauge: Annotated[
+        list[str] | None,
+        typer.Option(help="fit, chord, tangent, sum, homogeneity or pieces; all if none."),
+    ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Use the first ROWS units.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Units a forward pass.")] = 32,
     seed: Annotated[
@@ -119,7 +123,8 @@ def report(
         try:
             found = survey(
                 models or [f"demo:{name}" for name in DEMOS], data, column=column, loading=loading,
-                sites=site, rows=rows, batch_size=batch_size, seed=seed, has_controls=controls,
+                sites=site, gauges=gauge, rows=rows, batch_size=batch_size, seed=seed,
+                has_controls=controls,
                 progress=progress, states=out / ".states", resume=resume,
             )  # fmt: skip
         except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from secant.comparisons import paired
 from secant.errors import InputError
 from secant.gauges.chord import chord_from_sums
 from secant.gauges.interval import ratio_interval
@@ -176,9 +177,14 @@ def _key(reading: Reading) -> tuple[Any, ...]:
 
 
 def with_controls(
-    readings: Sequence[Reading], controls: Mapping[str, Sequence[Reading]]
+    readings: Sequence[Reading],
+    controls: Mapping[str, Sequence[Reading]],
+    missing: Mapping[str, str] | None = None,
 ) -> list[Reading]:
     """The readings, each beside the same point of the same curve under each control's name.
+
+    `missing` maps a control that could not be made to the reason; a control without any reading
+    of a gauge is left out there. Differences are paired by groups.
 
     A radius's control also says on which side it is censored. ρ = 1 is the median distance in
     the model that is read, so a control's steps are those of its own features.
@@ -194,14 +200,21 @@ def with_controls(
         beside = dict(reading.controls)
         for name, table in tables.items():
             other = table.get(_key(reading))
+            if other is None and not any(key[2] == reading.gauge for key in table):
+                continue
             if other is None:
                 raise InputError(
                     f"control {name!r} must hold every reading of the trained model; it lacks "
                     f"{_key(reading)}. Take both with the same sites and design."
                 )
             beside[name] = {"value": other.value, "interval": other.interval}
+            difference = paired(reading.details, other.details)
+            if difference is not None:
+                beside[name]["difference"] = difference
             if "censored" in other.details:
                 beside[name]["censored"] = other.details["censored"]
+        for name, reason in (missing or {}).items():
+            beside[name] = {"value": None, "interval": None, "missing": reason}
         joined.append(replace(reading, controls=beside))
     return joined
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,56 +20,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from secant.curves import with_controls
 from secant.engine.checkpoint import Checkpoint, open_checkpoint
 from secant.errors import ControlError, SecantError
-from secant.fit_readings import duplicates_of, fit_readings
+from secant.fit_readings import fit_readings
 from secant.gauges.interval import GROUPS
 from secant.load.data import load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model, shuffled
 from secant.load.options import DEFAULTS, LoadOptions
 from secant.maps.sites import find_sites
-from secant.observe import Observer, accumulate, results_of
+from secant.passes import Found, Passes, Progress, Settings
 from secant.readings import ModelReport, Report, hardware
-
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a survey does, besides its models and data."""
-
-    sites: list[str] | None
-    batch_size: int
-    seed: int
-    has_controls: bool
-
-
-class Pass:
-    """One model's passes over its data, each kept as it goes if there is a checkpoint."""
-
-    def __init__(
-        self,
-        feed: Feed,
-        names: list[str],
-        progress: Progress,
-        checkpoint: Checkpoint | None,
-        place: int,
-    ) -> None:
-        self.feed, self.names, self.progress = feed, names, progress
-        self.checkpoint, self.place = checkpoint, place
-
-    def over(self, model: nn.Module, what: str) -> Observer:
-        """The sums of every site of `model`, which has the surveyed one's sites."""
-        label = f"{self.feed.loaded.name} ({what} weights)"
-        return accumulate(
-            self.feed,
-            model,
-            self.names,
-            lambda done, total: self.progress(label, done, total),
-            self.checkpoint,
-            f"{self.place}-{what}",
-        )
 
 
 def survey_model(
@@ -82,32 +44,35 @@ def survey_model(
 ) -> ModelReport:
     """Readings of one model, each beside fresh and shuffled weights if wanted."""
     started = time.perf_counter()
-    seed = settings.seed
-    units = feed.units  # without empty texts
     names = find_sites(loaded.model, settings.sites)
-    passes = Pass(feed, names, progress, checkpoint, place)
-    observer = passes.over(loaded.model, "trained")
-    results, twins = results_of(observer), duplicates_of(observer)
-    trained_seconds = time.perf_counter() - started
-    controls, missing = {}, {}
+    passes = Passes(feed, names, settings, progress, checkpoint, place)
+    trained = passes.over(loaded.model, "trained")
+    cost = trained.cost | {"trained_seconds": time.perf_counter() - started}
+    controls: dict[str, Found] = {}
+    missing: dict[str, str] = {}
     if settings.has_controls:
         try:
-            fresh = loaded.fresh(seed)
+            fresh = loaded.fresh(settings.seed)
         except ControlError as error:
             missing["fresh"] = str(error)
         else:
-            controls["fresh"] = results_of(passes.over(fresh, "fresh"))
-        controls["shuffled"] = results_of(passes.over(shuffled(loaded.model, seed), "shuffled"))
+            controls["fresh"] = passes.over(fresh, "fresh")
+        controls["shuffled"] = passes.over(shuffled(loaded.model, settings.seed), "shuffled")
     readings = []
-    for site in names:
-        beside = {control: of_site[site] for control, of_site in controls.items()}
-        readings += fit_readings(site, results[site], beside, missing, len(units), twins.get(site))
-    cost = {
-        "trained_pass_seconds": trained_seconds,
-        "seconds": time.perf_counter() - started,
-    }
-    rows = max(result.fit.rows for result in results.values())
-    return ModelReport(loaded.name, units.name, len(units), rows, names, readings, cost, feed.notes)
+    for site, result in trained.fits.items():
+        beside = {name: found.fits[site] for name, found in controls.items() if site in found.fits}
+        twin = trained.twins.get(site)
+        readings += fit_readings(site, result, beside, missing, len(feed.units), twin)
+    others = {name: found.others for name, found in controls.items()}
+    readings += with_controls(trained.others, others, missing)
+    notes = [*feed.notes, *trained.notes]
+    notes += [note for found in controls.values() for note in found.notes if trained.others]
+    cost["seconds"] = time.perf_counter() - started
+    sites = list(trained.fits) or names
+    rows = max((result.fit.rows for result in trained.fits.values()), default=len(feed.units))
+    return ModelReport(
+        loaded.name, feed.units.name, len(feed.units), rows, sites, readings, cost, notes
+    )
 
 
 def digest_of(model: nn.Module) -> str:
@@ -132,6 +97,7 @@ def survey(
     column: str = "text",
     loading: LoadOptions = DEFAULTS,
     sites: list[str] | None = None,
+    gauges: list[str] | None = None,
     rows: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -140,22 +106,25 @@ def survey(
     states: Path | None = None,
     resume: bool = False,
 ) -> Report:
-    """Survey `models` on `data`: the held-out fit at every site, beside its controls.
+    """Survey `models` on `data`: every gauge at every site, beside its controls.
 
     `models` are what `load_model` takes, `nn.Module` objects among it; `data` what `load_data`
     takes, tensors, texts and DataLoaders among it; `loading` says how to read them.
     `sites` are module paths or globs, the model's repeated blocks if None; `rows` keeps the
-    first so many units (documents or images). `progress` is told label, units done and total.
+    first so many units (documents or images); `gauges` are of `secant.passes.GAUGES`, all that
+    the model allows if None. `progress` is told label, units done and total.
     `states` is a folder of this run's own where its sums are kept each minute and removed at the
     end; with `resume` the run that was cut off there goes on, to the same readings bit for bit.
 
-    Cost: one forward pass and the moments for each model, two more with controls.
+    Cost: one forward pass and the moments for each model; some 35 evaluations and two
+    derivatives of every block, and of the model, on a sample of 64 units. Three times that with
+    controls.
 
     Raises: `InputError` (`LoadError` for files) for anything that cannot be used.
     """
     started = time.perf_counter()
     units = load_data(data, column, loading, rows)
-    settings = Settings(sites, batch_size, seed, has_controls)
+    settings = Settings(sites, gauges, batch_size, seed, has_controls)
     checkpoint = None
     if states is not None:
         plan = asdict(settings) | {

@@ -22,7 +22,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from secant.errors import InputError
-from secant.maps.features import first_tensor
+from secant.maps.calls import first_tensor
 
 AGREEMENT = 1e-4
 """Largest gap allowed between graph and model, of the output's largest entry: float32 kernels

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from secant.errors import InputError
-from secant.maps.features import first_tensor
+from secant.maps.calls import first_tensor
 from secant.maps.line_grid import Grid, TooLarge
 from secant.maps.line_ops import LineTensor
 
