@@ -161,8 +161,9 @@ def test_a_survey_writes_both_files(run, tmp_path):
     (model,) = found["models"]
     assert model["name"] == "demo:linear"
     assert model["units"] == 300
-    assert {r["site"] for r in model["readings"]} == set(model["sites"])
-    raw = [r["value"] for r in model["readings"] if r["variant"] == "raw"]
+    assert {r["site"] for r in model["readings"]} == {*model["sites"], "(model)"}
+    fits = [r for r in model["readings"] if r["gauge"] == "fit"]
+    raw = [r["value"] for r in fits if r["variant"] == "raw"]
     assert raw
     assert min(raw) > 0.99, "the positive control is affine"
     assert not any({"fresh", "shuffled"} & set(r["controls"]) for r in model["readings"])
@@ -172,7 +173,7 @@ def test_a_survey_writes_both_files(run, tmp_path):
 
 
 def test_controls_are_beside_the_readings_by_default(run, tmp_path):
-    code, _, err = run("report", "demo:linear", "--rows", 300, "--out", tmp_path)
+    code, _, err = run("report", "demo:linear", "--gauge", "fit", "--rows", 300, "--out", tmp_path)
     assert code == 0, err
     (model,) = json.loads((tmp_path / "report.json").read_text())["models"]
     assert all({"fresh", "shuffled"} <= set(r["controls"]) for r in model["readings"])

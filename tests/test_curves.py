@@ -208,8 +208,22 @@ def test_controls_stand_beside_the_same_point_of_the_same_curve():
         beside = {"value": number, "interval": (number, number + 1)}
         if reading.variant.startswith("radius"):
             beside["censored"] = reading.details["censored"]
+        else:
+            beside["difference"] = {"value": 0.0, "interval": (0.0, 0.0)}  # their sums are one
         assert reading.controls == {"fresh": beside, "shuffled": beside}
     assert trained[0].controls == {}
+
+
+def test_a_control_that_could_not_be_made_says_why():
+    trained = readings_of(sums({("chord", 0.5, "data"): 1}))
+    for reading in with_controls(trained, {}, {"fresh": "no reset"}):
+        missing = {"value": None, "interval": None, "missing": "no reset"}
+        assert reading.controls == {"fresh": missing}
+
+
+def test_a_control_without_any_reading_of_a_gauge_is_left_out():
+    trained = readings_of(sums({("chord", 0.5, "data"): 1}))
+    assert all(r.controls == {} for r in with_controls(trained, {"fresh": []}))
 
 
 def test_a_control_that_lacks_a_reading_is_refused():

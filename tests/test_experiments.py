@@ -300,7 +300,7 @@ def test_a_site_with_state_is_refused():
 
 def test_a_model_that_fails_in_float64_is_an_input_error():
     net = net_of(lambda x: x @ torch.eye(4))
-    with pytest.raises(InputError, match=r"fails in torch.float64.*take another dtype"):
+    with pytest.raises(InputError, match=r"in torch.float64, in which curves.*same dtype"):
         read(net, points())
     assert read(net, points(), design=Design(20, 6, torch.float32))
 

@@ -32,14 +32,15 @@ def run(states, stop_at=None, resume=False, **options):
             raise KeyboardInterrupt
 
     report = survey(
-        MODELS, rows=60, batch_size=16, progress=progress, states=states, resume=resume, **options
+        MODELS, rows=60, gauges=["fit"], batch_size=16, progress=progress, states=states,
+        resume=resume, **options,
     )  # fmt: skip
     return report, calls
 
 
 @pytest.fixture(scope="module")
 def whole():
-    report = survey(MODELS, rows=60, batch_size=16)
+    report = survey(MODELS, rows=60, gauges=["fit"], batch_size=16)
     return readings(report)
 
 
@@ -53,6 +54,40 @@ def test_a_killed_and_resumed_survey_gives_the_same_bits(tmp_path, whole, stop_a
     assert readings(report) == whole
     assert not states.exists(), "a finished run leaves nothing"
     assert len(calls) < 60, "what was kept is not done again"
+
+
+def test_curves_and_pieces_are_kept_whole(tmp_path):
+    """Killed among the controls' curves: those that were done are read from the folder."""
+    options = {"rows": 60, "has_controls": True, "gauges": ["tangent", "pieces"]}
+    expected = readings(survey(["demo:mlp"], **options))
+    states, calls = tmp_path / "states", []
+
+    def progress(label, done, total):
+        calls.append(label)
+        if "fresh weights, curves" in label and not resuming:
+            raise KeyboardInterrupt
+
+    resuming = False
+    with pytest.raises(KeyboardInterrupt):
+        survey(["demo:mlp"], **options, progress=progress, states=states)
+    resuming, calls[:] = True, []
+    found = survey(["demo:mlp"], **options, progress=progress, states=states, resume=True)
+    assert readings(found) == expected
+    assert not any("trained" in label for label in calls)
+    assert {one.gauge for one in found.models[0].readings} == {"tangent", "pieces"}
+    assert {"fresh", "shuffled"} <= set(found.models[0].readings[0].controls)
+
+
+def test_a_gauge_that_was_named_must_be_readable():
+    with pytest.raises(InputError, match="none of fit, chord"):
+        survey(["demo:linear"], gauges=["nonesuch"])
+    with pytest.raises(InputError, match="native_layer_norm"):
+        survey(["demo:transformer"], rows=60, gauges=["pieces"], has_controls=False)
+    found = survey(["demo:transformer"], rows=60, has_controls=False)
+    assert any("native_layer_norm" in note for note in found.models[0].notes)
+    assert {one.gauge for one in found.models[0].readings} == {
+        "fit", "chord", "tangent", "sum", "homogeneity",
+    }  # fmt: skip
 
 
 def test_killed_twice(tmp_path, whole):
@@ -71,9 +106,9 @@ def test_other_settings_or_data_do_not_resume(tmp_path):
     with pytest.raises(InputError, match=r"differs from this one in seed"):
         run(states, resume=True, seed=1)
     with pytest.raises(InputError, match=r"another fingerprint at '0-data'"):
-        survey(MODELS, rows=59, batch_size=16, states=states, resume=True)
+        survey(MODELS, rows=59, gauges=["fit"], batch_size=16, states=states, resume=True)
     with pytest.raises(InputError, match="another fingerprint"):
-        survey(MODELS[::-1], rows=60, batch_size=16, states=states, resume=True)
+        survey(MODELS[::-1], rows=60, gauges=["fit"], batch_size=16, states=states, resume=True)
     assert states.is_dir(), "what was kept is still there"
 
 
@@ -85,5 +120,5 @@ def test_bad_input_keeps_nothing(tmp_path):
 
 def test_the_same_survey_twice_gives_the_same_bits(whole):
     before = torch.random.get_rng_state()
-    assert readings(survey(MODELS, rows=60, batch_size=16)) == whole
+    assert readings(survey(MODELS, rows=60, gauges=["fit"], batch_size=16)) == whole
     assert torch.equal(before, torch.random.get_rng_state()), "a survey draws from nobody's seed"

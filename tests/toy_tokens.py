@@ -17,24 +17,31 @@ PAD = 10
 class Digits:
     """A text of digits is its own token ids; padding goes on the left or on the right."""
 
+    pad_token_id = eos_token_id = PAD
+
     def __init__(self, side="right"):
         self.side = side
 
-    def __call__(self, texts, truncation):
-        return {"input_ids": [[int(digit) for digit in text] for text in texts]}
+    def __call__(self, texts):
+        ids = [[int(digit) for digit in text] for text in texts]
+        return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
 
-    def pad(self, encoded, return_tensors):
-        rows = encoded["input_ids"]
-        longest = max(map(len, rows))
-        ids, masks = [], []
-        for row in rows:
-            gap = longest - len(row)
-            padded = ([PAD] * gap, [0] * gap)
-            parts = [(row, [1] * len(row)), padded]
-            left, right = parts if self.side == "right" else parts[::-1]
-            ids.append(left[0] + right[0])
-            masks.append(left[1] + right[1])
-        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(masks)}
+
+def padded_on_the_left(feed):
+    """The same feed, whose batches have their padding moved to the left."""
+    on_the_right = feed.inputs
+
+    def inputs(batch):
+        found, mask = on_the_right(batch)
+        gaps = (~mask).sum(1).tolist()
+
+        def moved(rows):
+            return torch.stack([row.roll(gap) for row, gap in zip(rows, gaps, strict=True)])
+
+        return {key: moved(rows) for key, rows in found.items()}, moved(mask)
+
+    feed.inputs = inputs
+    return feed
 
 
 class TokenNet(nn.Module):
@@ -61,4 +68,6 @@ def feed_of(model, units, *, tokenizer=None, groups=5):
     loaded = Loaded("net", model, tokenizer, lambda seed: model)
     is_texts = isinstance(units, list)
     data = Units("data", units if is_texts else None, None if is_texts else units)
-    return Feed(loaded, data, groups=groups, batch_size=4, seed=0)
+    feed = Feed(loaded, data, groups=groups, batch_size=4, seed=0)
+    is_left = tokenizer is not None and tokenizer.side == "left"
+    return padded_on_the_left(feed) if is_left else feed

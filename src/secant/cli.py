@@ -131,7 +131,8 @@ def report(
             typer.echo("secant: stopped. The same command with --resume goes on.", err=True)
             raise typer.Exit(130) from None
     for model in found.models:
-        console.print(render_terminal(model))
+        for part in render_terminal(model):
+            console.print(part)
     as_json, as_html = found.save(out)
     typer.echo(f"{as_json}\n{as_html}")
 

@@ -1,7 +1,8 @@
 """From the sums of experimental gauges to readings: values, intervals, floors, radii, controls.
 
 Holds: ``Point``, ``SiteSums``, ``gap_interval``, ``readings_of``, ``with_controls``.
-May import: torch, ``secant.errors``, ``secant.gauges``, ``secant.readings``.
+May import: torch, ``secant.errors``, ``secant.gauges``, ``secant.readings``,
+``secant.comparisons``.
 """
 
 from __future__ import annotations

@@ -60,12 +60,12 @@ class Settings:
 
 
 class Found(NamedTuple):
-    """What one set of weights gave; `notes` say which gauges it does not allow, and why."""
+    """What one set of weights gave; `notes` says why it has no curves or no pieces."""
 
     fits: dict[str, SiteResult]
     twins: dict[str, str]
     others: list[Reading]
-    notes: list[str]
+    notes: dict[str, str]
     cost: dict[str, float]
 
 
@@ -88,20 +88,20 @@ class Passes:
         """Every wanted gauge of `model`, the surveyed one or a control with the same sites."""
         fits, twins = self._fits(model, what) if self.settings.wants("fit") else ({}, {})
         others: list[Reading] = []
-        notes: list[str] = []
+        notes: dict[str, str] = {}
         cost: dict[str, float] = {}
         for names, name, read in (
             (CURVES, "curves", self._curves),
             (("pieces",), "pieces", self._pieces),
         ):
-            if not self.settings.wants(*names):
+            if not self.settings.wants(*names) or (name == "pieces" and self._needs_no_word()):
                 continue
             try:
                 readings, spent = self._kept(f"{self.place}-{what}-{name}", read, model, what)
             except InputError as error:
                 if self.settings.gauges is not None:
                     raise
-                notes.append(f"No {name} of the {what} weights: {error}")
+                notes[name] = f"No {name} of the {what} weights: {error}"
                 continue
             others += [one for one in readings if self.settings.wants(one.gauge)]
             cost |= spent
@@ -135,6 +135,10 @@ class Passes:
         readings = segment_readings(model, starts, ends, limit=MOST_KINKS)
         progress(pairs, pairs)
         return readings, {}
+
+    def _needs_no_word(self) -> bool:
+        """Whether nobody could expect pieces: the data is no tensor and they were not named."""
+        return self.settings.gauges is None and self.feed.units.tensor is None
 
     def _progress(self, what: str, gauge: str) -> Callable[[int, int], None]:
         label = f"{self.feed.loaded.name} ({what} weights, {gauge})"

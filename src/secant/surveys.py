@@ -65,8 +65,11 @@ def survey_model(
         readings += fit_readings(site, result, beside, missing, len(feed.units), twin)
     others = {name: found.others for name, found in controls.items()}
     readings += with_controls(trained.others, others, missing)
-    notes = [*feed.notes, *trained.notes]
-    notes += [note for found in controls.values() for note in found.notes if trained.others]
+    # What the model itself does not allow, its controls need not say again.
+    silent = {"curves", "pieces"} - set(trained.notes)
+    notes = [*feed.notes, *trained.notes.values()]
+    for found in controls.values():
+        notes += [note for name, note in found.notes.items() if name in silent]
     cost["seconds"] = time.perf_counter() - started
     sites = list(trained.fits) or names
     rows = max((result.fit.rows for result in trained.fits.values()), default=len(feed.units))

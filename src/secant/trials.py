@@ -119,11 +119,10 @@ class Trials:
         self.forwards_by_unit += len(units)
         try:
             blocks, whole = capture_with_inputs(self.model, self.sites, forward)
-        except RuntimeError as error:
+        except InputError as error:
             raise InputError(
-                f"model {self.feed.loaded.name!r} fails in {self.design.dtype}, in which "
-                f"experiments evaluate it: {str(error).splitlines()[0]} Check the data's shape, "
-                "or take another dtype."
+                f"in {self.design.dtype}, in which curves are taken: {error} "
+                "A model that makes tensors of its own type has no curves there."
             ) from error
         maps: dict[Key, Map] = {("features", site): block for site, block in blocks.items()}
         maps["inputs", "(model)"] = whole

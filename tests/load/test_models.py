@@ -147,18 +147,20 @@ def test_whole_number_parameters_cannot_be_drawn():
 
 def test_a_survey_says_which_control_is_missing_and_why():
     torch.manual_seed(0)
-    report = secant.survey([Bare()], torch.randn(80, 3), sites=["inner"])
+    report = secant.survey([Bare()], torch.randn(80, 3), sites=["inner"], gauges=["fit", "chord"])
+    assert {reading.gauge for reading in report.models[0].readings} == {"fit", "chord"}
     for reading in report.models[0].readings:
         assert reading.controls["fresh"]["value"] is None
         assert "'scale'" in reading.controls["fresh"]["missing"]
         assert reading.controls["shuffled"]["value"] is not None
-        assert any("No fresh control" in warning for warning in reading.warnings)
+        if reading.gauge == "fit":
+            assert any("No fresh control" in warning for warning in reading.warnings)
 
 
 def test_a_survey_takes_modules_and_tensors():
     torch.manual_seed(0)
     report = secant.survey([small()], torch.randn(80, 3), sites=["0"], has_controls=False)
-    raw = [r.value for r in report.models[0].readings if r.variant == "raw"]
+    raw = [r.value for r in report.models[0].readings if (r.gauge, r.variant) == ("fit", "raw")]
     assert raw == [pytest.approx(1.0, abs=1e-6)]
 
 

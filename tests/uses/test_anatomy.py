@@ -203,15 +203,11 @@ def test_all_together_is_the_affine_net():
 class Letters:
     """A tokenizer of letters, padding on the right with 0."""
 
-    def __call__(self, texts, truncation=True):
-        return {"input_ids": [[ord(c) - 96 for c in text] for text in texts]}
+    pad_token_id = eos_token_id = 0
 
-    def pad(self, batch, return_tensors):
-        ids = batch["input_ids"]
-        width = max(map(len, ids))
-        full = [row + [0] * (width - len(row)) for row in ids]
-        mask = [[1] * len(row) + [0] * (width - len(row)) for row in ids]
-        return {"input_ids": torch.tensor(full), "attention_mask": torch.tensor(mask)}
+    def __call__(self, texts):
+        ids = [[ord(c) - 96 for c in text] for text in texts]
+        return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
 
 
 class Encoder(nn.Module):

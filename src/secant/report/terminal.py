@@ -34,34 +34,116 @@ def _control(reading: Reading, name: str) -> str:
     return _number(control.get("value"))
 
 
-def render_terminal(report: ModelReport) -> Table:
-    """One line a site: raw R² beside the residual alone, `beyond` beside its controls."""
-    caption = (
-        "fresh, shuffled: `beyond` of the same architecture with new weights, and with "
-        "each tensor's entries permuted; ±: half-width of the 95 % interval, its longer side"
+def _radius(details: dict[str, Any], value: float | None) -> str:
+    """A step length, or the end of the grid that it lies beyond."""
+    censored = details.get("censored")
+    if censored is None:
+        return _number(value)
+    return f"> {details['lower']:g}" if censored.startswith("past") else f"< {details['upper']:g}"
+
+
+def _control_radius(reading: Reading, name: str) -> str:
+    control: dict[str, Any] = reading.controls.get(name, {})
+    censored = control.get("censored")
+    if censored is not None:
+        return "longer" if censored.startswith("past") else "shorter"
+    return _number(control.get("value"))
+
+
+def render_terminal(report: ModelReport) -> list[Table | str]:
+    """The fit at each site beside its controls; the curves; the pieces; what was not read."""
+    parts: list[Table | str] = []
+    if any(reading.gauge == "fit" for reading in report.readings):
+        parts.append(_fits(report))
+    if any(reading.gauge in ("chord", "tangent") for reading in report.readings):
+        parts.append(_curves(report))
+    for reading in report.readings:
+        if reading.gauge == "pieces":
+            parts.append(_pieces(reading))
+    return parts + [escape(note) for note in report.notes]
+
+
+def _pieces(reading: Reading) -> str:
+    """The mean count in words: a sentence, for there is one a model."""
+    assert reading.value is not None
+    spread = ""
+    if reading.interval is not None:
+        spread = f" ±{reading.interval[1] - reading.value:,.0f}"
+    counts = {name: control.get("value") for name, control in reading.controls.items()}
+    beside = ", ".join(f"{name} {count:,.0f}" for name, count in counts.items() if count)
+    return (
+        f"Affine pieces between two inputs: {reading.value:,.0f}{spread}, the mean of "
+        f"{reading.samples['pairs']} pairs{f' ({beside})' if beside else ''}. 1 is affine."
     )
+
+
+def _fits(report: ModelReport) -> Table:
     table = Table(
         title=escape(f"{report.name} on {report.data}: {report.units} units"),
-        caption=escape("\n".join([caption, *report.notes])),
+        caption="beyond: what an affine map adds to scaling the input, 1 is affine; with context: "
+        "the same, seeing neighbours too; fresh, shuffled: `beyond` with new weights, and with "
+        "each tensor's entries permuted; ±: half-width of the 95 % interval, its longer side",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("site", overflow="fold", min_width=10)
-    for name in ("raw R²", "residual alone", "beyond", "fresh", "shuffled"):
+    for name in ("raw R²", "residual alone", "beyond", "with context", "fresh", "shuffled"):
         table.add_column(name, justify="right")
     table.add_column("warn", justify="right")
     by_site: dict[str, dict[str, Reading]] = {}
     for reading in report.readings:
-        by_site.setdefault(reading.site, {})[reading.variant] = reading
+        if reading.gauge == "fit":
+            by_site.setdefault(reading.site, {})[reading.variant] = reading
     for site, of_site in by_site.items():
         raw, beyond = of_site["raw"], of_site.get("beyond")
+        context = of_site.get("context beyond")
         table.add_row(
             escape(site),
             _with_interval(raw),
             _control(raw, "residual"),
             _with_interval(beyond) if beyond else "n/a",
+            _number(context.value) if context else "n/a",
             _control(beyond, "fresh") if beyond else "n/a",
             _control(beyond, "shuffled") if beyond else "n/a",
             str(len(raw.warnings) or ""),
         )
+    return table
+
+
+def _curves(report: ModelReport) -> Table:
+    """Chord at the middle and the two radii; `beyond` where the site's shapes allow it."""
+    table = Table(
+        title=escape(f"{report.name}: bends along straight lines"),
+        caption="chord: bend halfway between two inputs, over a quarter of the chord, without the "
+        "residual's share where shapes allow; 0 is affine. radius: how far, in median distances "
+        "between inputs, the tangent (or adding two changes) holds to 10 %; longer is more linear",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("site", overflow="fold", min_width=10)
+    heads = ("chord", "fresh", "shuffled", "tangent radius", "fresh", "shuffled", "sum radius")
+    for name in heads:
+        table.add_column(name, justify="right")
+    found: dict[str, dict[tuple[str, str], Reading]] = {}
+    for one in report.readings:
+        if one.gauge == "chord" and one.details.get("t") != 0.5:
+            continue
+        is_radius = one.variant.startswith("radius") and one.details.get("direction") == "data"
+        if one.gauge == "chord" or is_radius:
+            key = (one.gauge, one.variant.removeprefix("radius").strip() or "raw")
+            found.setdefault(one.site, {})[key] = one
+    for site, of_site in found.items():
+        cells = [escape(site)]
+        chord = of_site.get(("chord", "beyond")) or of_site.get(("chord", "raw"))
+        cells.append(_with_interval(chord) if chord else "n/a")
+        cells += [_control(chord, name) if chord else "n/a" for name in ("fresh", "shuffled")]
+        for gauge in ("tangent", "sum"):
+            radius = of_site.get((gauge, "beyond")) or of_site.get((gauge, "raw"))
+            cells.append(_radius(radius.details, radius.value) if radius else "n/a")
+            if gauge == "tangent":
+                names = ("fresh", "shuffled")
+                cells += [_control_radius(radius, name) if radius else "n/a" for name in names]
+        table.add_row(*cells)
     return table
 
 
