@@ -165,6 +165,23 @@ def test_a_strided_block_is_refused_with_what_to_do() -> None:
         observed(model, images(), ["0"])
 
 
+def test_sums_that_would_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(50, 50), nn.Tanh())
+    needed = GROUPS * 8 * 3 * 50 * 50
+    monkeypatch.setattr("secant.observe.free_bytes", lambda: 2 * needed)
+    observer, _ = observed(model, torch.randn(60, 50), ["0", "1"])
+    held = sum(
+        state.nbytes
+        for site in observer.sites.values()
+        for name, state in site.fit.metric_state.items()  # type: ignore[union-attr]
+        if state.ndim == 3
+    )
+    assert held == 2 * needed, "what was promised is what is held"
+    monkeypatch.setattr("secant.observe.free_bytes", lambda: 2 * needed - 1)
+    with pytest.raises(InputError, match=r"up to '1' need 0\.0 GB.*--site"):
+        observed(model, torch.randn(60, 50), ["0", "1"])
+
+
 def test_fit_states_start_as_one_zero() -> None:
     """Full zeros would be kept twice, as state and as torchmetrics' default."""
     gauge = Fit(torch.zeros(300), torch.zeros(300))

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from secant.engine.checkpoint import Checkpoint
+from secant.engine.memory import free_bytes
 from secant.errors import InputError
 from secant.gauges.context import ContextFit, starts_of
 from secant.gauges.fit import Fit, FitResult, Score
+from secant.gauges.interval import GROUPS
 from secant.gauges.moments import Gram, gram
 from secant.gauges.ridge import Eigenbases
 from secant.load.feed import Feed
@@ -77,6 +79,18 @@ class Site:
         found = {"fit": self.fit, "context": self.context, "patches": self.patches}
         return {name: gauge for name, gauge in found.items() if gauge is not None}
 
+    def bytes(self) -> int:
+        """What the sums will hold, in float64: a matrix is the width of its gauge squared."""
+        assert self.fit is not None
+        d, m = len(self.fit.x_centre), len(self.fit.y_centre)
+        values = d * d + d * m + m * m
+        if self.context is not None:
+            values += 4 * d * d + 2 * d * m
+        if self.patches is not None:
+            wide = len(self.patches.x_centre)
+            values += wide * wide + wide * m + m * m
+        return 8 * GROUPS * values
+
     def result(self, bases: Eigenbases) -> SiteResult:
         """Solve."""
         assert self.fit is not None
@@ -98,6 +112,7 @@ class Observer:
         self.group = 0
         self.mask: Tensor | None = None
         self.seen: dict[int, tuple[Tensor, Gram, Tensor]] = {}
+        self.free, self.promised = free_bytes(), 0
 
     def begin(self, group: int, mask: Tensor | None) -> None:
         """The next batch is of this group, with true in `mask` at the positions to count."""
@@ -121,6 +136,7 @@ class Observer:
             right = self._gram(y, mask, None if site.fit is None else site.fit.y_centre)
         if site.fit is None:
             site.make(x, y, left[1], right[1])
+            self._check_room(name, site)
         assert site.fit is not None
         site.fit.update(left[0], right[0], self.group)
         if site.context is not None:
@@ -128,6 +144,24 @@ class Observer:
             site.context.update(left[0], right[0], starts_of(kept), self.group)
         if site.patches is not None:
             site.patches.update(patch_rows(x, site.width), rows(y, mask), self.group)
+
+    def _check_room(self, name: str, site: Site) -> None:
+        """Refuse before the sums of all sites outgrow the memory, not after hours.
+
+        Raises: `InputError` if they would.
+        """
+        self.promised += site.bytes()
+        if self.free is None or not self.sums_are_on_cpu(site) or self.promised <= self.free:
+            return
+        raise InputError(
+            f"the sums of the sites up to {name!r} need {self.promised / 1e9:.1f} GB and "
+            f"{self.free / 1e9:.1f} GB are free. Name fewer sites with --site."
+        )
+
+    @staticmethod
+    def sums_are_on_cpu(site: Site) -> bool:
+        """Whether a site's sums lie in the memory that was measured."""
+        return site.fit is not None and site.fit.x_centre.device.type == "cpu"
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that `restore` needs: tensors, and plain notes for each site."""
