@@ -165,6 +165,29 @@ def test_a_strided_block_is_refused_with_what_to_do() -> None:
         observed(model, images(), ["0"])
 
 
+def test_a_relu_in_place_is_read_as_out_of_place() -> None:
+    torch.manual_seed(0)
+    data = torch.randn(80, 5)
+    linear = nn.Linear(5, 5)
+    model = nn.Sequential(linear, nn.ReLU(inplace=True), nn.Linear(5, 5))
+    other = nn.Sequential(linear, nn.ReLU(), model[2])
+    sites = ["0", "1", "2"]
+    (_, found), (_, expected) = observed(model, data, sites), observed(other, data, sites)
+    assert model[1].inplace, "the caller's model is as it was"
+    assert expected["1"].fit.scores["raw"].value < 0.99
+    for site in sites:
+        assert found[site].fit.scores["raw"] == expected[site].fit.scores["raw"]
+
+
+def test_a_site_that_writes_over_its_input_is_refused() -> None:
+    class Writer(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul_(2)
+
+    with pytest.raises(InputError, match=r"'1' writes over its own input.*out of place"):
+        observed(nn.Sequential(nn.Linear(5, 5), Writer()), torch.randn(60, 5), ["0", "1"])
+
+
 def test_sums_that_would_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(50, 50), nn.Tanh())
     needed = GROUPS * 8 * 3 * 50 * 50

@@ -23,7 +23,7 @@ from secant.gauges.interval import GROUPS
 from secant.gauges.moments import Gram, gram
 from secant.gauges.ridge import Eigenbases
 from secant.load.feed import Feed
-from secant.maps.calls import module_at
+from secant.maps.calls import module_at, version_of
 from secant.maps.features import rows, watch
 from secant.maps.receptive import patch_rows, receptive_width
 
@@ -111,7 +111,7 @@ class Observer:
         self.sites = {site: Site(module_at(model, site)) for site in sites}
         self.group = 0
         self.mask: Tensor | None = None
-        self.seen: dict[int, tuple[Tensor, Gram, Tensor]] = {}
+        self.seen: dict[tuple[int, int], tuple[Tensor, Gram, Tensor]] = {}
         self.free, self.promised = free_bytes(), 0
 
     def begin(self, group: int, mask: Tensor | None) -> None:
@@ -199,13 +199,14 @@ class Observer:
         self, features: Tensor, mask: Tensor | None, centre: Tensor | None
     ) -> tuple[Gram, Tensor]:
         """The tensor's Gram about `centre`, its own mean if None; made once a batch and centre."""
-        known = self.seen.get(id(features))
+        name = (id(features), version_of(features))
+        known = self.seen.get(name)
         if known is not None and (centre is None or torch.equal(centre, known[2])):
             return known[1], known[2]
         flat = rows(features, mask).double()
         centre = flat.mean(0) if centre is None else centre
         made = gram(flat, centre)
-        self.seen[id(features)] = (features, made, centre)
+        self.seen[name] = (features, made, centre)
         return made, centre
 
 

@@ -1,7 +1,7 @@
 """Calls of modules inside one forward: told apart, watched, and changed.
 
-Holds: ``intercept``, a context; ``first_tensor`` and ``with_first``, which read and replace the
-leading tensor of what a module takes or returns.
+Holds: ``intercept`` and ``out_of_place``, contexts; ``version_of``; ``first_tensor`` and
+``with_first``, which read and replace the leading tensor of what a module takes or returns.
 May import: torch, ``secant.errors``.
 
 A call of the model numbers the calls of each module within it: the first of module ``name`` is
@@ -72,13 +72,45 @@ def module_at(model: nn.Module, site: str) -> nn.Module:
 
 
 @contextmanager
+def out_of_place(model: nn.Module) -> Iterator[None]:
+    """Modules with an `inplace` switch (ReLU and its kin) keep their input within, same values.
+
+    Otherwise a site's input would be its output by the time that it can be read.
+    """
+    switched = [part for part in model.modules() if getattr(part, "inplace", False) is True]
+    try:
+        for part in switched:
+            part.inplace = False  # type: ignore[assignment]
+        yield
+    finally:
+        for part in switched:
+            part.inplace = True  # type: ignore[assignment]
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to; torch does not count for inference tensors."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _version_of_leading(value: Any) -> int | None:
+    """The version of the leading tensor, None if there is none to speak of."""
+    if isinstance(value, Tensor):
+        return version_of(value)
+    if isinstance(value, tuple | list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            if part is not None:
+                return _version_of_leading(part)
+    return None
+
+
+@contextmanager
 def intercept(model: nn.Module, sites: Sequence[str], interceptor: Interceptor) -> Iterator[None]:
     """Call `interceptor(site, module, args, kwargs, output)` after each call of a site within.
 
     A bare name stands for every call of its module, ``name@2`` for the second alone. What the
     interceptor returns, unless None, replaces the output. Hooks go at the end, also by an error.
 
-    Raises: `InputError` for a site that is no module of the model.
+    Raises: `InputError` for a site that is no module of the model, or writes over its input.
     """
     wanted: dict[str, set[int | None]] = {}
     modules: dict[str, nn.Module] = {}
@@ -87,22 +119,37 @@ def intercept(model: nn.Module, sites: Sequence[str], interceptor: Interceptor) 
         wanted.setdefault(name, set()).add(number)
         modules[name] = module_at(model, site)
     counts: Counter[str] = Counter()
+    versions: list[int | None] = []  # of the calls under way, the innermost last
     handles = []
     try:
-        handles.append(model.register_forward_pre_hook(lambda *_: counts.clear()))
+
+        def begin(*_: Any) -> None:
+            counts.clear()
+            versions.clear()  # what an error in the last forward left
+
+        handles.append(model.register_forward_pre_hook(begin))
         for name, numbers in wanted.items():
+
+            def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+                versions.append(_version_of_leading(args if args else kwargs))
 
             def hook(
                 module: nn.Module, args: Any, kwargs: Any, output: Any,
                 name: str = name, numbers: set[int | None] = numbers,
             ) -> Any:  # fmt: skip
                 counts[name] += 1
-                call = counts[name]
+                call, version = counts[name], versions.pop()
+                if _version_of_leading(args if args else kwargs) != version:
+                    raise InputError(
+                        f"site {name!r} writes over its own input, which can then not be read. "
+                        "Choose the module around it, or write the operation out of place."
+                    )
                 if not numbers & {None, call}:
                     return None
                 site = name if call == 1 else f"{name}@{call}"
                 return interceptor(site, module, args, kwargs, output)
 
+            handles.append(modules[name].register_forward_pre_hook(note, with_kwargs=True))
             handles.append(modules[name].register_forward_hook(hook, with_kwargs=True))
         yield
     finally:

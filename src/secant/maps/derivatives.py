@@ -76,7 +76,8 @@ def prepared_copy(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Mo
     The map is then that of the weights as stored: a half-precision model is evaluated without
     its rounding, of which a difference over a short step would mostly consist. Some models
     convert to float32 inside (Llama's norms do); what that costs is for the caller to measure.
-    The cache goes because a block that is called again would append to it. The model itself is
+    The cache goes because a block that is called again would append to it, and `inplace`
+    switches because it would write over its point. The model itself is
     not touched. Cost: the model's memory again, in `dtype`.
 
     Raises: `InputError` if `dtype` is neither float64 nor float32.
@@ -88,6 +89,8 @@ def prepared_copy(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Mo
         )
     twin = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
     for part in twin.modules():
+        if getattr(part, "inplace", False) is True:
+            part.inplace = False  # type: ignore[assignment]
         config: Any = getattr(part, "config", None)
         if getattr(config, "use_cache", False):
             config.use_cache = False

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secant.errors import InputError
-from secant.maps.calls import first_tensor, intercept, with_first
+from secant.maps.calls import first_tensor, intercept, out_of_place, with_first
 from secant.maps.derivatives import jvp
 
 Listener = Callable[[str, Tensor, Tensor], None]
@@ -53,15 +53,17 @@ def watch(model: nn.Module, sites: Sequence[str], listener: Listener) -> Iterato
     """Call `listener(site, x, y)` with each site's input and output in every forward within.
 
     A module called several times in one forward is a site for each call: ``name``, ``name@2``.
+    Modules with an `inplace` switch run out of place within.
 
-    Raises: `InputError` for a site that is no module, or that takes or returns no tensor.
+    Raises: `InputError` for a site that is no module, that takes or returns no tensor, or that
+    writes over its input.
     """
 
     def hand_over(site: str, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         x = first_tensor(args if args else kwargs, site, "input")
         listener(site, x, first_tensor(output, site, "output"))
 
-    with intercept(model, sites, hand_over):
+    with out_of_place(model), intercept(model, sites, hand_over):
         yield
 
 
