@@ -1,7 +1,7 @@
-"""The house rules: who imports whom, what is public, what loads torch.
+"""The house rules: who imports whom, what is public, what loads torch, which shapes hold.
 
-Holds: tests of ``secant``'s layout.
-May import: pytest, ``secant``.
+Holds: tests of ``secant``'s layout, and of the shapes in its annotations.
+May import: pytest, torch, jaxtyping, ``secant``.
 """
 
 import ast
@@ -10,8 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 
 import secant
+from secant.gauges.moments import Gram, crossed, gram, moments
+from secant.maps.receptive import patch_rows
 
 ROOT = Path(secant.__file__).parent
 LEVELS = {
@@ -126,6 +130,24 @@ def test_public_names():
         assert getattr(secant, name).__name__ == name
     with pytest.raises(AttributeError, match="nonesuch"):
         _ = secant.nonesuch
+
+
+def test_shapes_in_annotations_are_executed():
+    """A function's arguments, its result and the fields of a named tuple."""
+    rows, centre = torch.ones(5, 3), torch.zeros(3)
+    side = gram(rows, centre)
+    sums, mean = moments(side, side), torch.zeros(3, dtype=torch.float64)
+    assert crossed(mean.outer(mean), sums, mean, mean) == 0
+    with pytest.raises(TypeCheckError, match="centre"):
+        gram(rows, torch.zeros(1))
+    with pytest.raises(TypeCheckError, match="t_mean"):
+        crossed(mean.outer(mean), sums, mean, mean[:2])
+    with pytest.raises(TypeCheckError, match="x_mean"):
+        crossed(mean.outer(mean), sums, mean.float(), mean)
+    with pytest.raises(TypeCheckError, match="product"):
+        Gram(side.rows, side.total, side.product[:2])
+    with pytest.raises(TypeCheckError, match="images"):
+        patch_rows(torch.ones(2, 3, 4), 1)
 
 
 HELP = """

@@ -12,8 +12,7 @@ def test_recentred_sums_are_the_sums_of_recentred_rows() -> None:
     x = torch.randn(30, 4, generator=generator, dtype=torch.float64)
     t = torch.randn(30, 2, generator=generator, dtype=torch.float64)
     a, b = torch.arange(4.0).double(), torch.ones(2).double()
-    zero = torch.zeros(1, dtype=torch.float64)
-    sums = recentred(moments(gram(x, zero), gram(t, zero)), a, b)
+    sums = recentred(moments(gram(x, 0 * a), gram(t, 0 * b)), a, b)
     for found, expected in zip(sums, moments(gram(x, a), gram(t, b)), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
@@ -23,7 +22,7 @@ def test_update_sums_are_the_sums_of_the_update() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(30, 4, generator=generator, dtype=torch.float64)
     t = x + 1e-6 * torch.randn(30, 4, generator=generator, dtype=torch.float64)
-    zero = torch.zeros(1, dtype=torch.float64)
+    zero = torch.zeros(4, dtype=torch.float64)
     found = update_moments(moments(gram(x, zero), gram(t, zero)))
     expected = moments(gram(x, zero), gram(t - x, zero))
     for name in ("t", "xt", "tt"):

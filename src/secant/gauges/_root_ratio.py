@@ -2,16 +2,18 @@
 
 Holds: ``as_doubles`` (one check at the edge), ``check_input_changes``,
 ``squared_norm`` and ``root_ratio``.
-May import: torch, ``secant.errors``.
+May import: torch, jaxtyping, ``secant.errors``, ``secant.gauges._shapes``.
 """
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from secant.errors import InputError
+from secant.gauges._shapes import Scalar
 
 
-def as_doubles(gauge: str, **tensors: Tensor) -> list[Tensor]:
+def as_doubles(gauge: str, **tensors: Tensor) -> list[Float64[Tensor, "*shape"]]:
     """The tensors in float64; they must be real floats of one shape."""
     names = ", ".join(f"`{name}`" for name in tensors)
     if not all(tensor.is_floating_point() for tensor in tensors.values()):
@@ -46,12 +48,12 @@ def check_input_changes(gauge: str, is_beyond: bool, **changes: Tensor | None) -
         )
 
 
-def squared_norm(tensor: Tensor) -> Tensor:
+def squared_norm(tensor: Float64[Tensor, "..."]) -> Scalar:
     """Sum of squares over all entries, so over the batch too."""
     return tensor.square().sum()
 
 
-def root_ratio(gauge: str, gap: Tensor, length: Tensor) -> Tensor:
+def root_ratio(gauge: str, gap: Scalar, length: Scalar) -> Scalar:
     """Root of the ratio of the two sums; nan where either is not finite."""
     if length == 0:
         raise InputError(

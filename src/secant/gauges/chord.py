@@ -1,7 +1,7 @@
 """Chord: how far a map leaves the straight line between two of its values.
 
 Holds: the functions ``chord_sums`` and ``chord_from_sums`` and their gauge ``Chord``.
-May import: torch, torchmetrics, ``secant.errors``, ``secant.gauges._root_ratio``.
+May import: torch, torchmetrics, ``secant.errors``, ``secant.gauges`` (_root_ratio, _shapes).
 """
 
 import torch
@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from secant.errors import InputError
 from secant.gauges._root_ratio import as_doubles, check_input_changes, root_ratio, squared_norm
+from secant.gauges._shapes import Scalar
 
 
 def check_fraction(t: float) -> float:
@@ -24,7 +25,7 @@ def check_fraction(t: float) -> float:
 
 def chord_sums(
     start: Tensor, between: Tensor, end: Tensor, t: float, input_change: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Scalar, Scalar]:
     """Squared bend and squared scaled chord, summed over the batch, in float64.
 
     With ``input_change`` (x₁ - x₀) the chord is that of F(x) - x; the bend is the same.
@@ -39,7 +40,7 @@ def chord_sums(
     return bend, squared_norm(t * (1 - t) * chord)
 
 
-def chord_from_sums(bend: Tensor, chord: Tensor) -> Tensor:
+def chord_from_sums(bend: Scalar, chord: Scalar) -> Scalar:
     """Root ratio of the two sums."""
     return root_ratio("chord", bend, chord)
 
@@ -90,6 +91,6 @@ class Chord(Metric):
         self.bend += bend
         self.chord += chord
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Scalar:
         """The reading over all batches so far."""
         return chord_from_sums(self.bend, self.chord)

@@ -1,8 +1,8 @@
 """Fit with context: the best affine map from a row, its sequence's mean and its previous row.
 
 Holds: ``ContextFit``, ``starts_of``.
-May import: torch, torchmetrics, ``secant.errors``, ``secant.gauges`` (moments, ridge, fit,
-interval).
+May import: torch, torchmetrics, jaxtyping, ``secant.errors``, ``secant.gauges`` (moments, ridge,
+fit, interval).
 
 A site that mixes positions falls short of 1 per position for two reasons, which `Fit` cannot tell
 apart. This gauge gives the map two looks at its neighbours; what it still misses is more often
@@ -12,6 +12,7 @@ nonlinear.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -25,8 +26,8 @@ STATES = (
 )  # fmt: skip
 
 
-def starts_of(mask: Tensor) -> Tensor:
-    """Where sequences begin among the rows that `mask` (batch, length) keeps; (rows,), bool."""
+def starts_of(mask: Bool[Tensor, "batch length"]) -> Bool[Tensor, " rows"]:
+    """Where sequences begin among the rows that `mask` keeps."""
     counts = mask.sum(1)
     counts = counts[counts > 0]
     starts = torch.zeros(int(counts.sum()), dtype=torch.bool, device=mask.device)

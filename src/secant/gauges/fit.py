@@ -1,7 +1,8 @@
 """Fit: how much of a map the best affine map explains, held out.
 
 Holds: ``Fit``, its result ``FitResult`` and ``AffineMap``, the functions that take sums to them.
-May import: torch, torchmetrics, ``secant.errors``, ``secant.gauges`` (moments, ridge, interval).
+May import: torch, torchmetrics, jaxtyping, ``secant.errors``, ``secant.gauges`` (_shapes, moments,
+ridge, interval).
 
 Where output and input have one shape, the fit is of the update y - x: an affine map absorbs x,
 so its residual is the same, and a ridge then shrinks towards the residual path, not towards 0.
@@ -12,10 +13,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torchmetrics import Metric
 
 from secant.errors import InputError
+from secant.gauges._shapes import Scalar
 from secant.gauges.interval import FOLDS, GROUPS, ratio_interval
 from secant.gauges.moments import (
     Gram,
@@ -42,10 +45,10 @@ WHITENED_CUT = 1e-9  # DESIGN.md: directions kept for `whitened`
 
 
 class AffineMap(NamedTuple):
-    """y ≈ x @ weight + bias; `weight` (d, m), `bias` (m,), float64."""
+    """y ≈ x @ weight + bias."""
 
-    weight: Tensor
-    bias: Tensor
+    weight: Float64[Tensor, "d m"]
+    bias: Float64[Tensor, " m"]
 
 
 class Score(NamedTuple):
@@ -84,7 +87,7 @@ class FitResult(NamedTuple):
         )
 
 
-def score(residual: list[Tensor], total: list[Tensor], *, is_exact: bool = False) -> Score:
+def score(residual: list[Scalar], total: list[Scalar], *, is_exact: bool = False) -> Score:
     """Pool the groups; nan where the total is 0, for then there is nothing to explain.
 
     `is_exact` says that the residual is all rounding: it counts as 0, and the score as 1.
@@ -98,7 +101,7 @@ def score(residual: list[Tensor], total: list[Tensor], *, is_exact: bool = False
     return Score(value, ratio_interval(rss, tss), rss.tolist(), tss.tolist())
 
 
-def residual_within(residual: list[Tensor], scores: dict[str, Score]) -> dict[str, Score]:
+def residual_within(residual: list[Scalar], scores: dict[str, Score]) -> dict[str, Score]:
     """Scores of another map of the same rows: its residual over the totals of `raw`, `beyond`."""
     totals = {name: scores[name].total for name in ("raw", "beyond") if name in scores}
     return {
@@ -110,16 +113,16 @@ def residual_within(residual: list[Tensor], scores: dict[str, Score]) -> dict[st
 class FoldSums(NamedTuple):
     """Held-out sums, one a group, in the order of the folds."""
 
-    rss: list[Tensor]
-    rounding: list[Tensor]
-    raw: list[Tensor]
-    update: list[Tensor]
-    scalar: list[Tensor]
-    white_rss: list[Tensor]
-    white: list[Tensor]
+    rss: list[Scalar]
+    rounding: list[Scalar]
+    raw: list[Scalar]
+    update: list[Scalar]
+    scalar: list[Scalar]
+    white_rss: list[Scalar]
+    white: list[Scalar]
 
 
-def members_of(rows: Tensor) -> list[list[int]]:
+def members_of(rows: Float64[Tensor, " groups"]) -> list[list[int]]:
     """The groups with rows of each fold that has any; group g belongs to fold g mod FOLDS."""
     filled = [g for g, count in enumerate(rows.tolist()) if count > 0]
     members = [[g for g in filled if g % FOLDS == k] for k in range(FOLDS)]
@@ -179,12 +182,14 @@ def add_fold(
     return int(kept.sum())
 
 
-def recentred_trace(sums: Moments, x_mean: Tensor, t_mean: Tensor) -> Tensor:
+def recentred_trace(
+    sums: Moments, x_mean: Float64[Tensor, " d"], t_mean: Float64[Tensor, " d"]
+) -> Scalar:
     """Trace of x't about the means."""
     return sums.xt.trace() - sums.x @ t_mean - x_mean @ sums.t + sums.rows * (x_mean @ t_mean)
 
 
-def fold_residuals(groups: Moments, strengths: tuple[float, ...]) -> list[Tensor]:
+def fold_residuals(groups: Moments, strengths: tuple[float, ...]) -> list[Scalar]:
     """Held-out residual sums of the ridge fit alone, one a group, in the order of the folds.
 
     Every strength must lift the inputs: their factor is Cholesky's, for wide inputs.
@@ -255,7 +260,7 @@ def add_sum(metric: Metric, name: str) -> None:
     metric.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
 
-def add_to_group(metric: Metric, name: str, group: int, value: Tensor) -> None:
+def add_to_group(metric: Metric, name: str, group: int, value: Float[Tensor, ...]) -> None:
     """Add a batch's sum to the group's, making room for all groups at the first."""
     state = getattr(metric, name)
     if state.ndim == 0:

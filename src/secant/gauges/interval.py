@@ -2,12 +2,13 @@
 
 Holds: ``ratio_interval``, ``difference_interval``, and the numbers of folds and groups they were
 checked with.
-May import: ``secant.errors``.
+May import: torch, numpy, scipy, jaxtyping, ``secant.errors``.
 """
 
 import math
 
 import numpy as np
+from jaxtyping import Float64
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -201,7 +202,7 @@ def _check_groups(residual: Tensor, total: Tensor, level: float) -> None:
         raise InputError(f"expected a level inside (0, 1), got {level}; pass for example 0.95")
 
 
-def _check_signs(r: np.ndarray, t: np.ndarray) -> None:
+def _check_signs(r: Float64[np.ndarray, " groups"], t: Float64[np.ndarray, " groups"]) -> None:
     """Sums of squares are not negative, or `InputError`."""
     lowest = min(float(r.min()), float(t.min()))
     if lowest < 0.0:

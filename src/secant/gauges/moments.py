@@ -3,7 +3,7 @@
 Holds: ``Moments``, ``Gram``, ``gram``, ``check_rows``, ``moments`` (rows to sums), ``recentred``,
 ``squared``, ``squared_target``, ``crossed``, ``lengths`` (single sums about means),
 ``update_moments``, ``Trained``, ``trained``.
-May import: torch, ``secant.errors``.
+May import: torch, jaxtyping, ``secant.errors``, ``secant.gauges._shapes``.
 
 Everything held out is computed from these sums, so no row is ever kept.
 """
@@ -14,9 +14,11 @@ from functools import reduce
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from secant.errors import InputError
+from secant.gauges._shapes import Scalar
 
 
 class Moments(NamedTuple):
@@ -25,12 +27,12 @@ class Moments(NamedTuple):
     Shapes may carry leading group dimensions; the formulas then hold group by group.
     """
 
-    rows: Tensor  # ()
-    x: Tensor  # (d,)
-    t: Tensor  # (m,)
-    xx: Tensor  # (d, d)
-    xt: Tensor  # (d, m)
-    tt: Tensor  # (m, m)
+    rows: Float64[Tensor, " *groups"]
+    x: Float64[Tensor, "*groups d"]
+    t: Float64[Tensor, "*groups m"]
+    xx: Float64[Tensor, "*groups d d"]
+    xt: Float64[Tensor, "*groups d m"]
+    tt: Float64[Tensor, "*groups m m"]
 
     def minus(self, other: Moments) -> Moments:
         """Sums over the rows of this set that are not in `other`, a subset of it."""
@@ -48,12 +50,12 @@ class Moments(NamedTuple):
 class Gram(NamedTuple):
     """Rows about a centre with their own sums, made once where two sites share a tensor."""
 
-    rows: Tensor  # (n, d), float64, less the centre
-    total: Tensor  # (d,)
-    product: Tensor  # (d, d)
+    rows: Float64[Tensor, "n d"]  # less the centre
+    total: Float64[Tensor, " d"]
+    product: Float64[Tensor, "d d"]
 
 
-def gram(rows: Tensor, centre: Tensor) -> Gram:
+def gram(rows: Float[Tensor, "n d"], centre: Float[Tensor, " d"]) -> Gram:
     """`rows` (n, d) about `centre` (d,). Cost: n·d² products."""
     rows = rows.double() - centre
     return Gram(rows, rows.sum(0), rows.T @ rows)
@@ -75,7 +77,9 @@ def moments(x: Gram, t: Gram) -> Moments:
     return Moments(rows, x.total, t.total, x.product, x.rows.T @ t.rows, t.product)
 
 
-def recentred(sums: Moments, x_mean: Tensor, t_mean: Tensor) -> Moments:
+def recentred(
+    sums: Moments, x_mean: Float64[Tensor, " d"], t_mean: Float64[Tensor, " m"]
+) -> Moments:
     """The same sums about `x_mean` (d,) and `t_mean` (m,). Cost: one pass over each matrix."""
     rows, x, t, xx, xt, tt = sums
     x_half, t_half = x - rows * x_mean / 2, t - rows * t_mean / 2
@@ -89,33 +93,48 @@ def recentred(sums: Moments, x_mean: Tensor, t_mean: Tensor) -> Moments:
     )
 
 
-def _less_outers(matrix: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+def _less_outers(
+    matrix: Float64[Tensor, "n k"],
+    a: Float64[Tensor, " n"],
+    b: Float64[Tensor, " k"],
+    c: Float64[Tensor, " n"],
+    d: Float64[Tensor, " k"],
+) -> Float64[Tensor, "n k"]:
     """matrix - ab' - cd'."""
     return torch.addmm(matrix, torch.stack([a, c], 1), torch.stack([b, d]), alpha=-1)
 
 
-def squared(weight: Tensor, sums: Moments, x_mean: Tensor) -> Tensor:
+def squared(weight: Float64[Tensor, "d d"], sums: Moments, x_mean: Float64[Tensor, " d"]) -> Scalar:
     """Σ weight ∘ x'x about `x_mean`, without forming it; `weight` (d, d) symmetric."""
     at_mean = weight @ x_mean
     whole = torch.dot(weight.flatten(), sums.xx.flatten())
     return whole - 2 * sums.x @ at_mean + sums.rows * (x_mean @ at_mean)
 
 
-def squared_target(weight: Tensor, sums: Moments, t_mean: Tensor) -> Tensor:
+def squared_target(
+    weight: Float64[Tensor, "m m"], sums: Moments, t_mean: Float64[Tensor, " m"]
+) -> Scalar:
     """Σ weight ∘ t't about `t_mean`; `weight` (m, m) symmetric."""
     at_mean = weight @ t_mean
     whole = torch.dot(weight.flatten(), sums.tt.flatten())
     return whole - 2 * sums.t @ at_mean + sums.rows * (t_mean @ at_mean)
 
 
-def crossed(weight: Tensor, sums: Moments, x_mean: Tensor, t_mean: Tensor) -> Tensor:
+def crossed(
+    weight: Float64[Tensor, "d m"],
+    sums: Moments,
+    x_mean: Float64[Tensor, " d"],
+    t_mean: Float64[Tensor, " m"],
+) -> Scalar:
     """Σ weight ∘ x't about the means; `weight` (d, m)."""
     at_mean, of_mean = weight @ t_mean, x_mean @ weight
     whole = torch.dot(weight.flatten(), sums.xt.flatten())
     return whole - sums.x @ at_mean - of_mean @ sums.t + sums.rows * (x_mean @ at_mean)
 
 
-def lengths(sums: Moments, x_mean: Tensor, t_mean: Tensor) -> tuple[Tensor, Tensor]:
+def lengths(
+    sums: Moments, x_mean: Float64[Tensor, " d"], t_mean: Float64[Tensor, " m"]
+) -> tuple[Scalar, Scalar]:
     """Traces of x'x and t't about the means."""
     x = sums.xx.trace() - 2 * sums.x @ x_mean + sums.rows * (x_mean @ x_mean)
     t = sums.tt.trace() - 2 * sums.t @ t_mean + sums.rows * (t_mean @ t_mean)
@@ -135,8 +154,8 @@ def update_moments(sums: Moments) -> Moments:
 class Trained(NamedTuple):
     """Training sums of a fold, about their own means."""
 
-    x_mean: Tensor
-    t_mean: Tensor
+    x_mean: Float64[Tensor, " d"]
+    t_mean: Float64[Tensor, " m"]
     centred: Moments
 
 

@@ -1,7 +1,7 @@
 """Pieces: how many affine maps a piecewise affine curve is made of.
 
 Holds: the function ``affine_pieces`` and its result ``Pieces``.
-May import: torch, ``secant.errors``.
+May import: torch, jaxtyping, ``secant.errors``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from secant.errors import InputError
@@ -32,10 +33,10 @@ class Pieces:
     output's unit per segment.
     """
 
-    t: Tensor
-    values: Tensor
-    slopes: Tensor
-    bends: Tensor
+    t: Float64[Tensor, " points"]
+    values: Float64[Tensor, "points width"]
+    slopes: Float64[Tensor, "points-1 width"]
+    bends: Float64[Tensor, " points-2"]
 
     @property
     def count(self) -> int:
@@ -43,7 +44,7 @@ class Pieces:
         return len(self.slopes)
 
     @property
-    def kinks(self) -> Tensor:
+    def kinks(self) -> Float64[Tensor, " kinks"]:
         """The inner breakpoints, (count - 1,)."""
         return self.t[1:-1]
 
@@ -90,8 +91,12 @@ def affine_pieces(t: Tensor, values: Tensor, rounding: Tensor | None = None) -> 
     return Pieces(t, values, slopes, bends)
 
 
-def _removable(t: Tensor, values: Tensor, error: Tensor) -> Tensor:
-    """Points (points,) that rounding explains, each less certain than its neighbours."""
+def _removable(
+    t: Float64[Tensor, " points"],
+    values: Float64[Tensor, "points width"],
+    error: Float64[Tensor, " width"],
+) -> Bool[Tensor, " points"]:
+    """Points that rounding explains, each less certain than its neighbours."""
     width = t.diff()
     bend = (values.diff(dim=0) / width[:, None]).diff(dim=0).abs()
     allowed = SAFETY * error * (1 / width[1:] + 1 / width[:-1])[:, None]

@@ -1,7 +1,7 @@
 """Ridge regression from moments: the strength chosen on inner folds, the solve, its eigenbasis.
 
 Holds: ``RIDGES``, ``chosen_ridges``, ``Eigen``, ``Eigenbases``, ``ridge_weight``.
-May import: torch, ``secant.errors``, ``secant.gauges.moments``.
+May import: torch, jaxtyping, ``secant.errors``, ``secant.gauges`` (_shapes, moments).
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import hashlib
 from typing import NamedTuple, cast
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from secant.errors import InputError
+from secant.gauges._shapes import Scalar
 from secant.gauges.moments import Moments, crossed, lengths, trained
 
 RIDGES = (0.0, 1e-6, 1e-4, 1e-2, 1.0)
@@ -40,13 +42,13 @@ def sketched(sums: Moments) -> Moments:
     return Moments(rows, x, t @ directions, xx, xt @ directions, directions.T @ tt @ directions)
 
 
-def mean_eigenvalue(xx: Tensor) -> Tensor:
+def mean_eigenvalue(xx: Float64[Tensor, "d d"]) -> Scalar:
     """The unit of a strength; 1 where x is constant, for then any strength gives weight 0."""
     mean = xx.diagonal().mean()
     return torch.where(mean > 0, mean, torch.ones_like(mean))
 
 
-def lifted_cholesky(xx: Tensor, ridge: float) -> Tensor:
+def lifted_cholesky(xx: Float64[Tensor, "d d"], ridge: float) -> Float64[Tensor, "d d"]:
     """The factor of x'x + ridge · mean eigenvalue; a strength of 0 becomes NOTHING.
 
     Where rounding has left x'x further below zero than that, the strength grows until it is not.
@@ -64,7 +66,7 @@ def lifted_cholesky(xx: Tensor, ridge: float) -> Tensor:
     return cast(Tensor, factor)
 
 
-def _lifted(xx: Tensor, lift: Tensor) -> Tensor:
+def _lifted(xx: Float64[Tensor, "d d"], lift: Scalar) -> Float64[Tensor, "d d"]:
     lifted = xx.clone()
     lifted.diagonal().add_(lift)
     return lifted
@@ -95,7 +97,12 @@ def chosen_ridges(folds: Moments, strengths: tuple[float, ...] = RIDGES) -> list
     return [strengths[int(loss.argmin())] for loss in losses]
 
 
-def residual_sum(sums: Moments, weight: Tensor, x_mean: Tensor, t_mean: Tensor) -> Tensor:
+def residual_sum(
+    sums: Moments,
+    weight: Float64[Tensor, "d m"],
+    x_mean: Float64[Tensor, " d"],
+    t_mean: Float64[Tensor, " m"],
+) -> Scalar:
     """Σ‖(t - t_mean) - (x - x_mean)·weight‖²; cheap for a narrow `weight` (d, m)."""
     _, total = lengths(sums, x_mean, t_mean)
     of_mean, of_sum = x_mean @ weight, sums.x @ weight
@@ -107,8 +114,8 @@ def residual_sum(sums: Moments, weight: Tensor, x_mean: Tensor, t_mean: Tensor) 
 class Eigen(NamedTuple):
     """Eigenvalues, ascending, and eigenvectors as columns."""
 
-    values: Tensor
-    vectors: Tensor
+    values: Float64[Tensor, " d"]
+    vectors: Float64[Tensor, "d d"]
 
 
 class Eigenbases:
@@ -122,7 +129,7 @@ class Eigenbases:
         self.keep = keep
         self.solved: dict[bytes, Eigen] = {}
 
-    def __call__(self, matrix: Tensor) -> Eigen:
+    def __call__(self, matrix: Float64[Tensor, "d d"]) -> Eigen:
         """Eigenvalues and eigenvectors of `matrix`."""
         key = hashlib.blake2b(matrix.cpu().numpy().tobytes(), digest_size=16).digest()
         if key not in self.solved:
@@ -132,7 +139,9 @@ class Eigenbases:
         return self.solved[key]
 
 
-def ridge_weight(basis: Eigen, target: Tensor, ridge: float) -> Tensor:
+def ridge_weight(
+    basis: Eigen, target: Float64[Tensor, "d m"], ridge: float
+) -> Float64[Tensor, "d m"]:
     """Weight (d, m) for centred rows with x'x in `basis` and x't = `target`.
 
     A strength of 0 is exact here: directions that the rows do not reach get weight 0.

@@ -2,7 +2,7 @@
 
 Holds: the functions ``sum_sums``, ``sum_from_sums``, ``homogeneity_sums`` and
 ``homogeneity_from_sums`` and their gauges ``Sum`` and ``Homogeneity``.
-May import: torch, torchmetrics, ``secant.errors``, ``secant.gauges._root_ratio``.
+May import: torch, torchmetrics, ``secant.errors``, ``secant.gauges`` (_root_ratio, _shapes).
 """
 
 import math
@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from secant.errors import InputError
 from secant.gauges._root_ratio import as_doubles, check_input_changes, root_ratio, squared_norm
+from secant.gauges._shapes import Scalar
 
 
 def sum_sums(
@@ -21,7 +22,7 @@ def sum_sums(
     delta_b: Tensor,
     input_change_a: Tensor | None = None,
     input_change_b: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Scalar, Scalar]:
     """Squared interaction and squared parts, summed over the batch, in float64.
 
     With the input changes (ρa, ρb) the parts are those of F(x) - x; the interaction is the same.
@@ -40,14 +41,14 @@ def sum_sums(
     return interaction, squared_norm(a) + squared_norm(b)
 
 
-def sum_from_sums(interaction: Tensor, parts: Tensor) -> Tensor:
+def sum_from_sums(interaction: Scalar, parts: Scalar) -> Scalar:
     """Root ratio of the two sums."""
     return root_ratio("sum", interaction, parts)
 
 
 def homogeneity_sums(
     delta_scaled: Tensor, delta: Tensor, scale: float, input_change: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Scalar, Scalar]:
     """Squared departure from scaling and squared scaled change, summed over the batch, in float64.
 
     With ``input_change`` (ρu, before scaling) the change is that of F(x) - x.
@@ -65,7 +66,7 @@ def homogeneity_sums(
     return departure, squared_norm(scale * change)
 
 
-def homogeneity_from_sums(departure: Tensor, change: Tensor) -> Tensor:
+def homogeneity_from_sums(departure: Scalar, change: Scalar) -> Scalar:
     """Root ratio of the two sums."""
     return root_ratio("homogeneity", departure, change)
 
@@ -121,7 +122,7 @@ class Sum(Metric):
         self.interaction += interaction
         self.parts += parts
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Scalar:
         """The reading over all batches so far."""
         return sum_from_sums(self.interaction, self.parts)
 
@@ -170,6 +171,6 @@ class Homogeneity(Metric):
         self.departure += departure
         self.change += change
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Scalar:
         """The reading over all batches so far."""
         return homogeneity_from_sums(self.departure, self.change)

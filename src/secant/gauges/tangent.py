@@ -2,7 +2,7 @@
 
 Holds: the functions ``tangent_sums`` and ``tangent_from_sums``, their gauge ``Tangent``,
 and ``radius`` with its result ``Radius``.
-May import: torch, torchmetrics, ``secant.errors``, ``secant.gauges._root_ratio``.
+May import: torch, torchmetrics, ``secant.errors``, ``secant.gauges`` (_root_ratio, _shapes).
 """
 
 import math
@@ -15,11 +15,12 @@ from torchmetrics import Metric
 
 from secant.errors import InputError
 from secant.gauges._root_ratio import as_doubles, check_input_changes, root_ratio, squared_norm
+from secant.gauges._shapes import Scalar
 
 
 def tangent_sums(
     base: Tensor, moved: Tensor, jvp: Tensor, input_change: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Scalar, Scalar]:
     """Squared departure from the tangent and squared change, summed over the batch, in float64.
 
     With ``input_change`` (ρv) the change is that of F(x) - x; the departure is the same.
@@ -33,7 +34,7 @@ def tangent_sums(
     return departure, squared_norm(change)
 
 
-def tangent_from_sums(departure: Tensor, change: Tensor) -> Tensor:
+def tangent_from_sums(departure: Scalar, change: Scalar) -> Scalar:
     """Root ratio of the two sums."""
     return root_ratio("tangent", departure, change)
 
@@ -83,7 +84,7 @@ class Tangent(Metric):
         self.departure += departure
         self.change += change
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Scalar:
         """The reading over all batches so far."""
         return tangent_from_sums(self.departure, self.change)
 

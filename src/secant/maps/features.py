@@ -2,7 +2,7 @@
 
 Holds: ``watch``, a context that hands (site, x, y) to a listener; ``rows``; ``BlockMap`` and
 ``capture`` (block in to block out); ``DecoderMap`` and ``decoder`` (site to the model's output).
-May import: torch, ``secant.errors``, ``secant.maps.calls``, ``secant.maps.derivatives``.
+May import: torch, jaxtyping, ``secant.errors``, ``secant.maps`` (calls, derivatives).
 
 The maps compare values with derivatives, so take and call them inside ``derivatives()``.
 """
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from secant.errors import InputError
@@ -23,7 +24,7 @@ from secant.maps.derivatives import jvp
 Listener = Callable[[str, Tensor, Tensor], None]
 
 
-def rows(features: Tensor, mask: Tensor | None) -> Tensor:
+def rows(features: Tensor, mask: Tensor | None) -> Shaped[Tensor, "rows width"]:
     """Features as (rows, width): positions become rows, masked positions are left out.
 
     (batch, width); (batch, length, width), of which `mask` (batch, length) keeps the true

@@ -1,11 +1,12 @@
 """How far a convolutional block sees, and its inputs as patches of that width.
 
 Holds: ``receptive_width``, ``patch_rows``.
-May import: torch.
+May import: torch, jaxtyping.
 """
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,8 +33,8 @@ def receptive_width(module: nn.Module) -> int:
     return width
 
 
-def patch_rows(images: Tensor, width: int) -> Tensor:
-    """Each pixel's surrounding square as a row, zeros outside: (b, c, h, w) to (bhw, c·width²)."""
+def patch_rows(images: Float[Tensor, "b c h w"], width: int) -> Float[Tensor, "b*h*w c*{width}**2"]:
+    """Each pixel's surrounding square as a row, zeros outside."""
     padded = functional.pad(images, ((width - 1) // 2, width // 2) * 2)
     patches = functional.unfold(padded, width)
     return patches.movedim(1, -1).flatten(0, 1)
