@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from secant.engine.checkpoint import Checkpoint
 from secant.errors import InputError
+from secant.load.models import shuffled
 from secant.surveys import survey
 
 MODELS = ["demo:transformer", "demo:cnn"]
@@ -88,6 +90,45 @@ def test_a_gauge_that_was_named_must_be_readable():
     assert {one.gauge for one in found.models[0].readings} == {
         "fit", "chord", "tangent", "sum", "homogeneity",
     }  # fmt: skip
+
+
+class Branch(nn.Module):
+    """Overflows where its first weight is the large one, as it may be when shuffled."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([0.0, 2000.0]))
+
+    def forward(self, x):
+        return x.tanh() * torch.exp(self.scale[0])
+
+
+def test_a_control_that_overflows_is_missing_and_says_why():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Branch(), nn.Linear(4, 4))
+    for seed in range(20):  # a seed whose permutation swaps the two
+        if shuffled(model, seed)[1].scale[0] > 0:
+            break
+    report = survey([model], torch.randn(80, 4), gauges=["fit"], seed=seed)
+    (found,) = report.models
+    assert {one.site for one in found.readings} == {"0", "1", "2"}
+    spoiled = [one.controls["shuffled"] for one in found.readings if one.site == "1"]
+    assert all(control["value"] is None for control in spoiled)
+    assert all("no finite value" in control["missing"] for control in spoiled)
+
+
+def test_sites_that_pool_are_passed_over_unless_named():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1),
+        nn.Flatten(), nn.Linear(36, 5),
+    )  # fmt: skip
+    images = torch.randn(80, 1, 8, 8)
+    (found,) = survey([model], images, gauges=["fit"], has_controls=False).models
+    assert {one.site for one in found.readings} == {"1", "2", "4"}
+    assert any("site '0' turns" in note for note in found.notes)
+    with pytest.raises(InputError, match="site '0' turns"):
+        survey([model], images, gauges=["fit"], sites=["0"], has_controls=False)
 
 
 def test_killed_twice(tmp_path, whole):

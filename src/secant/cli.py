@@ -93,7 +93,7 @@ def report(
         ),
     ] = "float32",
 ) -> None:
-    """Survey MODELS: how much of each block a straight line explains, held out.
+    """Survey MODELS: how far each block is from a straight line, beside its controls.
 
     Example: secant report demo:cnn demo:linear --out reports/first
     """

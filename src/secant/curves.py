@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from secant.comparisons import paired
-from secant.errors import InputError
 from secant.gauges.chord import chord_from_sums
 from secant.gauges.interval import ratio_interval
 from secant.gauges.sum import homogeneity_from_sums, sum_from_sums
@@ -177,6 +176,9 @@ def _key(reading: Reading) -> tuple[Any, ...]:
     return (reading.variable, reading.site, reading.gauge, reading.variant, *where)
 
 
+LACKS = "these weights gave no such reading: no finite value, or no such gauge"
+
+
 def with_controls(
     readings: Sequence[Reading],
     controls: Mapping[str, Sequence[Reading]],
@@ -184,13 +186,11 @@ def with_controls(
 ) -> list[Reading]:
     """The readings, each beside the same point of the same curve under each control's name.
 
-    `missing` maps a control that could not be made to the reason; a control without any reading
-    of a gauge is left out there. Differences are paired by groups.
+    `missing` maps a control that could not be made to the reason; a reading that a control lacks
+    is said to be missing there. Differences are paired by groups.
 
     A radius's control also says on which side it is censored. ρ = 1 is the median distance in
     the model that is read, so a control's steps are those of its own features.
-
-    Raises: `InputError` if a control lacks a reading; take it with the same sites and design.
     """
     tables = {
         name: {_key(reading): reading for reading in of_control}
@@ -201,13 +201,9 @@ def with_controls(
         beside = dict(reading.controls)
         for name, table in tables.items():
             other = table.get(_key(reading))
-            if other is None and not any(key[2] == reading.gauge for key in table):
-                continue
             if other is None:
-                raise InputError(
-                    f"control {name!r} must hold every reading of the trained model; it lacks "
-                    f"{_key(reading)}. Take both with the same sites and design."
-                )
+                beside[name] = {"value": None, "interval": None, "missing": LACKS}
+                continue
             beside[name] = {"value": other.value, "interval": other.interval}
             difference = paired(reading.details, other.details)
             if difference is not None:

@@ -20,14 +20,14 @@ ROWS_PER_DIMENSION = 10
 LEADING_SHARE = 0.5
 
 
-def warnings_of(result: SiteResult) -> list[str]:
-    """What a reader must know before trusting a reading."""
+def warnings_of(result: SiteResult, variant: str) -> list[str]:
+    """What a reader must know before trusting a reading of this variant."""
     fit = result.fit
     warnings = []
-    width = len(fit.affine.weight)
+    width = result.regressors if variant.startswith("context ") else len(fit.affine.weight)
     if fit.rows < ROWS_PER_DIMENSION * width:
         warnings.append(
-            f"{fit.rows} rows for {width} dimensions; at least "
+            f"{fit.rows} rows for {width} regressors; at least "
             f"{ROWS_PER_DIMENSION * width} are wanted, so the fit is held back by its sample."
         )
     if result.left_out:
@@ -36,10 +36,10 @@ def warnings_of(result: SiteResult) -> list[str]:
         )
     if math.isnan(fit.scores["raw"].value):
         warnings.append("The site is constant on this data: no score exists.")
-    elif fit.leading_share > LEADING_SHARE:
+    elif len(fit.affine.bias) > 1 and fit.leading_share > LEADING_SHARE and variant != "whitened":
         warnings.append(
-            f"One dimension holds {fit.leading_share:.0%} of the output's variance; "
-            "raw scores speak of it alone. See `whitened`."
+            f"One dimension holds {fit.leading_share:.0%} of the output's variance, and that much "
+            "of every score but `whitened`, which weighs all directions alike."
         )
     return warnings
 
@@ -115,12 +115,11 @@ def fit_readings(
     `twin` is an earlier site with the same input and output, to be warned of.
     """
     samples = {"units": units - result.left_out, "rows": result.fit.rows}
-    warnings = warnings_of(result)
-    warnings += [f"No {name} control: {reason}" for name, reason in missing.items()]
+    shared = [f"No {name} control: {reason}" for name, reason in missing.items()]
     if twin is not None:
-        warnings.append(f"Input and output are those of site {twin!r}: one reading, shown twice.")
+        shared.append(f"Input and output are those of site {twin!r}: one reading, shown twice.")
     if result.context_note is not None:
-        warnings.append(result.context_note)
+        shared.append(result.context_note)
     readings = []
     for variant, score in scores_of(result).items():
         beside = {}
@@ -135,7 +134,8 @@ def fit_readings(
         readings.append(
             Reading(
                 "features", site, "fit", variant, score.value, score.interval, samples,
-                beside, warnings, details_of(result.fit, variant, score),
+                beside, warnings_of(result, variant) + shared,
+                details_of(result.fit, variant, score),
             )
         )  # fmt: skip
     return readings

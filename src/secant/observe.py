@@ -23,6 +23,7 @@ from secant.gauges.interval import GROUPS
 from secant.gauges.moments import Gram, gram
 from secant.gauges.ridge import Eigenbases
 from secant.load.feed import Feed
+from secant.load.loaded import device_of
 from secant.maps.calls import module_at, version_of
 from secant.maps.features import rows, watch
 from secant.maps.receptive import patch_rows, receptive_width
@@ -35,13 +36,15 @@ class SiteResult(NamedTuple):
     """What the fit gauges found at one site.
 
     `context` is None where a row has no neighbours; `context_note` says so where it has some
-    that could not be used. `left_out` counts units with values that are not finite.
+    that could not be used. `left_out` counts units with values that are not finite;
+    `regressors` those of the fit with context, 0 if there is none.
     """
 
     fit: FitResult
     context: dict[str, Score] | None
     context_note: str | None
     left_out: int
+    regressors: int
 
 
 class Site:
@@ -100,19 +103,29 @@ class Site:
             context = self.context.compute(self.fit.sums(), found.scores)
         elif self.patches is not None:
             context = self.patches.compute(bases).within(found)
-        return SiteResult(found, context, self.note, self.left_out)
+        regressors = 0
+        if self.patches is not None:
+            regressors = len(self.patches.x_centre)
+        elif self.context is not None:
+            regressors = 3 * self.context.widths[0] + 1
+        return SiteResult(found, context, self.note, self.left_out, regressors)
 
 
 class Observer:
-    """Listens to a model's sites, one batch after another, and keeps their sums."""
+    """Listens to a model's sites, one batch after another, and keeps their sums.
 
-    def __init__(self, model: nn.Module, sites: Sequence[str]) -> None:
+    With `skips` a site that cannot be fitted is passed over, and `skipped` says why.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[str], *, skips: bool = False) -> None:
         self.model = model
         self.sites = {site: Site(module_at(model, site)) for site in sites}
         self.group = 0
         self.mask: Tensor | None = None
         self.seen: dict[tuple[int, int], tuple[Tensor, Gram, Tensor]] = {}
         self.free, self.promised = free_bytes(), 0
+        self.skips = skips
+        self.skipped: dict[str, str] = {}
 
     def begin(self, group: int, mask: Tensor | None) -> None:
         """The next batch is of this group, with true in `mask` at the positions to count."""
@@ -120,6 +133,19 @@ class Observer:
         self.seen.clear()
 
     def listen(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Add one site's batch, or pass over a site that cannot be fitted if that is allowed."""
+        if name in self.skipped:
+            return
+        try:
+            self._add(name, x, y)
+        except InputError as error:
+            is_new = name not in self.sites or self.sites[name].fit is None
+            if not self.skips or not is_new:
+                raise
+            self.skipped[name] = str(error)
+            self.sites.pop(name, None)
+
+    def _add(self, name: str, x: Tensor, y: Tensor) -> None:
         """Add one site's batch. Units with values that are not finite are left out and counted."""
         if name not in self.sites:  # a further call of a module that is called several times
             self.sites[name] = Site(module_at(self.model, name))
@@ -134,6 +160,12 @@ class Observer:
             x, y, mask = x[good], y[good], None if mask is None else mask[good]
             left = self._gram(x, mask, None if site.fit is None else site.fit.x_centre)
             right = self._gram(y, mask, None if site.fit is None else site.fit.y_centre)
+        if len(left[0].rows) != len(right[0].rows):
+            raise InputError(
+                f"site {name!r} turns {len(left[0].rows)} rows into {len(right[0].rows)} "
+                "(it pools, strides or flattens), so that no row has an output of its own. "
+                "Choose another site."
+            )
         if site.fit is None:
             site.make(x, y, left[1], right[1])
             self._check_room(name, site)
@@ -175,15 +207,19 @@ class Observer:
                 notes[name]["gauges"][kind] = widths
                 named = dict(gauge.metric_state) | {f"centre_{i}": c for i, c in enumerate(centres)}
                 sums |= {f"{place}.{kind}.{key}": cast(Tensor, one) for key, one in named.items()}
-        return sums, {"sites": notes}
+        return sums, {"sites": notes, "skipped": self.skipped}
 
     def restore(self, sums: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Take up the state that `state` gave for the same model and sites."""
-        for place, (name, kept) in enumerate(notes["sites"].items()):
+        place = device_of(self.model)
+        self.skipped = dict(notes["skipped"])
+        for name in self.skipped:
+            self.sites.pop(name, None)
+        for number, (name, kept) in enumerate(notes["sites"].items()):
             site = self.sites.setdefault(name, Site(module_at(self.model, name)))
             site.note, site.left_out = kept["note"], kept["left_out"]
             for kind, widths in kept["gauges"].items():
-                prefix = f"{place}.{kind}."
+                prefix = f"{number}.{kind}."
                 mine = {key[len(prefix) :]: t for key, t in sums.items() if key.startswith(prefix)}
                 gauge: Fit | ContextFit
                 if widths is not None:
@@ -191,9 +227,9 @@ class Observer:
                 else:
                     gauge = Fit(mine.pop("centre_0"), mine.pop("centre_1"))
                 for key, tensor in mine.items():
-                    setattr(gauge, key, tensor)
+                    setattr(gauge, key, tensor.to(place))
                 gauge._update_count = 1  # else torchmetrics warns that nothing was added
-                setattr(site, kind, gauge)
+                setattr(site, kind, gauge.to(place))
 
     def _gram(
         self, features: Tensor, mask: Tensor | None, centre: Tensor | None
@@ -217,13 +253,15 @@ def accumulate(
     progress: Callable[[int, int], None],
     checkpoint: Checkpoint | None = None,
     step: str = "pass",
+    *,
+    skips: bool = False,
 ) -> Observer:
     """One pass: the sums of every site.
 
-    With a `checkpoint` the pass goes on behind the last batch kept under `step`, to the same
-    bits as a pass that was never cut off.
+    `skips` as for `Observer`. With a `checkpoint` the pass goes on behind the last batch kept
+    under `step`, to the same bits as a pass that was never cut off.
     """
-    observer = Observer(model, sites)
+    observer = Observer(model, sites, skips=skips)
     kept = None if checkpoint is None else checkpoint.sums(step)
     start = 0
     if kept is not None:
@@ -244,12 +282,16 @@ def accumulate(
             sums, notes = observer.state()
             checkpoint.save_sums(step, sums, notes | {"batches": number + 1})
         progress(done, total)
-    missing = [name for name, site in observer.sites.items() if site.fit is None]
-    if missing:
-        raise InputError(
-            f"site {missing[0]!r} was never called in a forward pass, or gave no finite value. "
+    for name in [name for name, site in observer.sites.items() if site.fit is None]:
+        observer.skipped[name] = (
+            f"site {name!r} was never called in a forward pass, or gave no finite value. "
             "Choose a site that runs."
         )
+        del observer.sites[name]
+        if not skips:
+            raise InputError(observer.skipped[name])
+    if not observer.sites:
+        raise InputError(next(iter(observer.skipped.values())))
     return observer
 
 

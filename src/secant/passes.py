@@ -86,9 +86,10 @@ class Passes:
 
     def over(self, model: nn.Module, what: str) -> Found:
         """Every wanted gauge of `model`, the surveyed one or a control with the same sites."""
-        fits, twins = self._fits(model, what) if self.settings.wants("fit") else ({}, {})
+        wants_fits = self.settings.wants("fit")
+        fits, twins, skipped = self._fits(model, what) if wants_fits else ({}, {}, {})
         others: list[Reading] = []
-        notes: dict[str, str] = {}
+        notes = {f"fit at {site}": f"No fit: {reason}" for site, reason in skipped.items()}
         cost: dict[str, float] = {}
         for names, name, read in (
             (CURVES, "curves", self._curves),
@@ -101,16 +102,22 @@ class Passes:
             except InputError as error:
                 if self.settings.gauges is not None:
                     raise
-                notes[name] = f"No {name} of the {what} weights: {error}"
+                reason = str(error).removeprefix("pieces: ")
+                notes[name] = f"No {name} of the {what} weights: {reason}"
                 continue
             others += [one for one in readings if self.settings.wants(one.gauge)]
             cost |= spent
         return Found(fits, twins, others, notes, cost)
 
-    def _fits(self, model: nn.Module, what: str) -> tuple[dict[str, SiteResult], dict[str, str]]:
+    def _fits(
+        self, model: nn.Module, what: str
+    ) -> tuple[dict[str, SiteResult], dict[str, str], dict[str, str]]:
         step, progress = f"{self.place}-{what}", self._progress(what, "fit")
-        observer = accumulate(self.feed, model, self.sites, progress, self.checkpoint, step)
-        return results_of(observer), duplicates_of(observer)
+        observer = accumulate(
+            self.feed, model, self.sites, progress, self.checkpoint, step,
+            skips=self.settings.sites is None,
+        )  # fmt: skip
+        return results_of(observer), duplicates_of(observer), observer.skipped
 
     def _curves(self, model: nn.Module, what: str) -> tuple[list[Reading], dict[str, float]]:
         design = Design(seed=self.settings.seed)

@@ -78,7 +78,7 @@ def segment_readings(
         "counts": counts,
         "units": units,
         "pieces_per_unit": mean / units if units else None,
-        "breakpoints": _to_10_digits(found[0].t),
+        "breakpoints": _to_10_digits(found[0].kinks),
         "first_bends": _to_10_digits(found[0].bends),
     }
     interval = _student_interval(counts)

@@ -1,4 +1,4 @@
-"""Surveys: joins models, data and gauges into readings, one forward pass for each model.
+"""Surveys: joins models, data and gauges into readings, each beside its controls.
 
 Holds: ``survey`` and its parts. Named apart from the function, which a submodule of one name
 would hide as ``secant.survey``.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from torch import nn
 
 from secant.curves import with_controls
 from secant.engine.checkpoint import Checkpoint, open_checkpoint
-from secant.errors import ControlError, SecantError
+from secant.errors import InputError, SecantError
 from secant.fit_readings import fit_readings
 from secant.gauges.interval import GROUPS
 from secant.load.data import load_data
@@ -50,24 +50,32 @@ def survey_model(
     cost = trained.cost | {"trained_seconds": time.perf_counter() - started}
     controls: dict[str, Found] = {}
     missing: dict[str, str] = {}
-    if settings.has_controls:
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "fresh": lambda: loaded.fresh(settings.seed),
+        "shuffled": lambda: shuffled(loaded.model, settings.seed),
+    }
+    for name, make in makers.items() if settings.has_controls else ():
         try:
-            fresh = loaded.fresh(settings.seed)
-        except ControlError as error:
-            missing["fresh"] = str(error)
-        else:
-            controls["fresh"] = passes.over(fresh, "fresh")
-        controls["shuffled"] = passes.over(shuffled(loaded.model, settings.seed), "shuffled")
+            controls[name] = passes.over(make(), name)
+        except InputError as error:
+            # A control that cannot be had (its values overflow, say) is named beside each reading.
+            missing[name] = str(error)
     readings = []
     for site, result in trained.fits.items():
         beside = {name: found.fits[site] for name, found in controls.items() if site in found.fits}
+        lacking = missing | {
+            name: found.notes[f"fit at {site}"]
+            for name, found in controls.items()
+            if f"fit at {site}" in found.notes
+        }
         twin = trained.twins.get(site)
-        readings += fit_readings(site, result, beside, missing, len(feed.units), twin)
+        readings += fit_readings(site, result, beside, lacking, len(feed.units), twin)
     others = {name: found.others for name, found in controls.items()}
     readings += with_controls(trained.others, others, missing)
     # What the model itself does not allow, its controls need not say again.
     silent = {"curves", "pieces"} - set(trained.notes)
     notes = [*feed.notes, *trained.notes.values()]
+    notes += [f"No {name} control: {reason}" for name, reason in missing.items()]
     for found in controls.values():
         notes += [note for name, note in found.notes.items() if name in silent]
     cost["seconds"] = time.perf_counter() - started
@@ -79,10 +87,10 @@ def survey_model(
 
 
 def digest_of(model: nn.Module) -> str:
-    """A fingerprint of a model's weights."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
+    """A fingerprint of a model's modules, weights and buffers; not of its forward's code."""
+    digest = hashlib.blake2b(repr(model).encode(), digest_size=16)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -130,7 +138,9 @@ def survey(
     settings = Settings(sites, gauges, batch_size, seed, has_controls)
     checkpoint = None
     if states is not None:
+        asked = {key: str(value) for key, value in asdict(loading).items()}
         plan = asdict(settings) | {
+            "loading": asked,
             "versions": versions(),
             "hardware": hardware(torch.get_num_threads()),
         }

@@ -79,3 +79,36 @@ def test_a_half_written_file_is_not_taken(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         kept.save_found("part", 2)
     assert kept.found("part") == 1
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="left alone"):
+        open_checkpoint(tmp_path, PLAN, resume=False)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name in ("file", "link"):
+        with pytest.raises(InputError, match="left alone"):
+            open_checkpoint(tmp_path / name, PLAN, resume=False)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_file_put_among_the_states_outlives_them(tmp_path):
+    kept = open_checkpoint(tmp_path / "states", PLAN, resume=False)
+    kept.save_found("part", 1)
+    (tmp_path / "states" / "thesis.txt").write_text("kept")
+    kept.drop()
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["thesis.txt"]
+
+
+def test_a_full_disk_is_an_input_error(tmp_path, monkeypatch):
+    kept = open_checkpoint(tmp_path / "states", PLAN, resume=False)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(InputError, match=r"No space left.*Make room"):
+        kept.save_sums("pass", {"a": torch.zeros(1)}, {})
+    with pytest.raises(InputError, match=r"No space left.*Make room"):
+        kept.save_found("part", 1)

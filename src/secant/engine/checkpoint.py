@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,9 @@ class Checkpoint:
             # safetensors refuses tensors that share memory, as two sites' centres may.
             whole[name] = flat.clone() if flat.data_ptr() in stored else flat
             stored.add(flat.data_ptr())
-        save_file(whole, part, metadata={"progress": json.dumps(progress)})
-        os.replace(part, path)
+        with _writing(self.folder):
+            save_file(whole, part, metadata={"progress": json.dumps(progress)})
+            os.replace(part, path)
         self._saved_at = time.monotonic()
 
     def sums(self, step: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -74,8 +75,9 @@ class Checkpoint:
         """Keep a finished step's outcome as JSON; floats keep every bit."""
         path = self.folder / f"{step}.json"
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(found), encoding="utf-8")
-        os.replace(part, path)
+        with _writing(self.folder):
+            part.write_text(json.dumps(found), encoding="utf-8")
+            os.replace(part, path)
 
     def found(self, step: str) -> Any | None:
         """What `save_found` kept of the step, None if nothing.
@@ -105,8 +107,13 @@ class Checkpoint:
             )
 
     def drop(self) -> None:
-        """Remove everything: the run is finished."""
-        shutil.rmtree(self.folder)
+        """Remove the files of a run and the folder, unless somebody put something else there."""
+        with _writing(self.folder):
+            for path in self.folder.iterdir():
+                if path.suffix in {".json", ".safetensors", ".part"}:
+                    path.unlink()
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
 
 def open_checkpoint(folder: Path, plan: Mapping[str, Any], *, resume: bool) -> Checkpoint:
@@ -134,13 +141,33 @@ def open_checkpoint(folder: Path, plan: Mapping[str, Any], *, resume: bool) -> C
                 "Repeat its command exactly, or start anew without --resume."
             )
         return Checkpoint(folder)
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(wanted), encoding="utf-8")
-    os.replace(part, path)
-    return Checkpoint(folder)
+    kept = Checkpoint(folder)
+    if folder.exists() or folder.is_symlink():
+        is_folder = folder.is_dir() and not folder.is_symlink()
+        if not is_folder or (any(folder.iterdir()) and not path.exists()):
+            raise InputError(
+                f"{str(folder)!r} is there and is not the state of a run, so it is left alone. "
+                "Name another folder, or remove it."
+            )
+        kept.drop()
+    with _writing(folder):
+        folder.mkdir(parents=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(wanted), encoding="utf-8")
+        os.replace(part, path)
+    return kept
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what goes wrong in writing into an error that says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"the state of this run cannot be kept in {str(path)!r} ({error}). "
+            "Make room there, or name another --out."
+        ) from error
 
 
 def _spoiled(path: Path, error: Exception) -> InputError:

@@ -35,8 +35,8 @@ from secant.report.wording import (
 CURVES = ("chord", "tangent", "sum", "homogeneity")
 HIGHLIGHTS = ("--c1", "--c2", "--c3")
 CONTROLS = (("shuffled", "shuffled weights", "dotted"), ("fresh", "fresh weights", "dashed"))
-TOP = 2.0
-"""No curve is drawn higher: an error of twice the change says no more than an arrow does."""
+TOP = 4.0
+"""No curve is drawn higher: an error of four times the change says no more than an arrow does."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ def _tops(models: list[Model]) -> dict[tuple[str, str, str], float]:
 
 
 def _round_up(top: float) -> float:
-    return next(edge for edge in (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2.0) if top <= edge)
+    edges = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2.0, 2.4, 3.2, TOP)
+    return next(edge for edge in edges if top <= edge)
 
 
 def _title(family: Family) -> str:

@@ -52,8 +52,8 @@ BEYOND_WORDS = (
     "have one shape."
 )
 CONTEXT_WORDS = (
-    " With context, the fit also sees the sequence mean and the previous row: what it gains over "
-    "the fit of each position alone is context, not nonlinearity."
+    " With context, the fit also sees neighbours (the sequence mean and the previous row; in "
+    "images the pixels that the block can see): what it gains is context, not nonlinearity."
 )
 
 

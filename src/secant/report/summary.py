@@ -95,7 +95,7 @@ def _paired_words(found: dict[str, Reading], name: str) -> str:
         return ""
     above, below = sum(one[3] > 0 for one in known), sum(one[4] < 0 for one in known)
     counts = (
-        f"In {name}, paired by groups of units, it is more linear than with fresh weights at "
+        f"In {name} it is more linear than with fresh weights at "
         f"{above} of {len(known)} sites, less at {below}, and neither for certain at "
         f"{len(known) - above - below}."
     )

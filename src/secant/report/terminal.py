@@ -7,6 +7,7 @@ May import: rich, ``secant.readings``, ``secant.comparisons``.
 from __future__ import annotations
 
 import math
+from itertools import takewhile
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -55,12 +56,35 @@ def render_terminal(report: ModelReport) -> list[Table | str]:
     parts: list[Table | str] = []
     if any(reading.gauge == "fit" for reading in report.readings):
         parts.append(_fits(report))
-    if any(reading.gauge in ("chord", "tangent") for reading in report.readings):
+    if any(reading.gauge in ("chord", "tangent", "sum") for reading in report.readings):
         parts.append(_curves(report))
     for reading in report.readings:
         if reading.gauge == "pieces":
             parts.append(_pieces(reading))
-    return parts + [escape(note) for note in report.notes]
+    if {reading.gauge for reading in report.readings} == {"homogeneity"}:
+        parts.append("Homogeneity is a curve: see the page, or the JSON.")
+    return parts + [escape(note) for note in _told(report)]
+
+
+MOST_TOLD = 8
+
+
+def _told(report: ModelReport) -> list[str]:
+    """Each warning once, with the sites it is of, and what loading and the gauges noted."""
+    sites: dict[str, list[str]] = {}
+    for reading in report.readings:
+        for warning in reading.warnings:
+            at = sites.setdefault(warning, [])
+            if reading.site not in at:
+                at.append(reading.site)
+    told = []
+    for warning, at in sites.items():
+        named = ", ".join(at[:3]) + (f" and {len(at) - 3} more" if len(at) > 3 else "")
+        told.append(f"{named}: {warning}")
+    more = len(told) - MOST_TOLD
+    if more > 0:
+        told = [*told[:MOST_TOLD], f"{more} more warnings: see the page."]
+    return told + report.notes
 
 
 def _pieces(reading: Reading) -> str:
@@ -77,16 +101,28 @@ def _pieces(reading: Reading) -> str:
     )
 
 
+def _prefix(report: ModelReport) -> str:
+    """The dotted path that the surveyed sites share, to be said once."""
+    parents = [site.split(".")[:-1] for site in report.sites]
+    levels = takewhile(lambda level: len(set(level)) == 1, zip(*parents, strict=False))
+    return "".join(f"{level[0]}." for level in levels) if len(parents) > 1 else ""
+
+
+def _under(prefix: str) -> str:
+    return f", sites under {prefix[:-1]}" if prefix else ""
+
+
 def _fits(report: ModelReport) -> Table:
+    prefix = _prefix(report)
     table = Table(
-        title=escape(f"{report.name} on {report.data}: {report.units} units"),
+        title=escape(f"{report.name} on {report.data}: {report.units} units{_under(prefix)}"),
         caption="beyond: what an affine map adds to scaling the input, 1 is affine; with context: "
         "the same, seeing neighbours too; fresh, shuffled: `beyond` with new weights, and with "
         "each tensor's entries permuted; ±: half-width of the 95 % interval, its longer side",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("site", overflow="fold", min_width=10)
+    table.add_column("site", overflow="fold", min_width=8)
     for name in ("raw R²", "residual alone", "beyond", "with context", "fresh", "shuffled"):
         table.add_column(name, justify="right")
     table.add_column("warn", justify="right")
@@ -98,7 +134,7 @@ def _fits(report: ModelReport) -> Table:
         raw, beyond = of_site["raw"], of_site.get("beyond")
         context = of_site.get("context beyond")
         table.add_row(
-            escape(site),
+            escape(site.removeprefix(prefix)),
             _with_interval(raw),
             _control(raw, "residual"),
             _with_interval(beyond) if beyond else "n/a",
@@ -112,15 +148,16 @@ def _fits(report: ModelReport) -> Table:
 
 def _curves(report: ModelReport) -> Table:
     """Chord at the middle and the two radii; `beyond` where the site's shapes allow it."""
+    prefix = _prefix(report)
     table = Table(
-        title=escape(f"{report.name}: bends along straight lines"),
+        title=escape(f"{report.name}: bends along straight lines{_under(prefix)}"),
         caption="chord: bend halfway between two inputs, over a quarter of the chord, without the "
         "residual's share where shapes allow; 0 is affine. radius: how far, in median distances "
         "between inputs, the tangent (or adding two changes) holds to 10 %; longer is more linear",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("site", overflow="fold", min_width=10)
+    table.add_column("site", overflow="fold", min_width=8)
     heads = ("chord", "fresh", "shuffled", "tangent radius", "fresh", "shuffled", "sum radius")
     for name in heads:
         table.add_column(name, justify="right")
@@ -133,7 +170,7 @@ def _curves(report: ModelReport) -> Table:
             key = (one.gauge, one.variant.removeprefix("radius").strip() or "raw")
             found.setdefault(one.site, {})[key] = one
     for site, of_site in found.items():
-        cells = [escape(site)]
+        cells = [escape(site.removeprefix(prefix))]
         chord = of_site.get(("chord", "beyond")) or of_site.get(("chord", "raw"))
         cells.append(_with_interval(chord) if chord else "n/a")
         cells += [_control(chord, name) if chord else "n/a" for name in ("fresh", "shuffled")]
