@@ -60,7 +60,7 @@ def segment_readings(
     The interval is Student's t at 95 % over the pairs, so no unit may be in two of them; None
     for a single pair. `details` hold the count of each pair, the number of scalars that can kink
     (`units`) and the mean number of pieces for each of them, and the first pair's curve for
-    a plot: breakpoints and bends to 10 digits.
+    a plot: where it bends between the ends, and how much, to 10 digits.
 
     Raises: as `pieces`, and `InputError` if there is no pair or the pairs do not match.
     """
