@@ -83,7 +83,7 @@ def report(
         ),
     ] = False,
     device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1, mps …", rich_help_panel=LOADING)
+        str, typer.Option(help="cpu, cuda, cuda:1: what has float64.", rich_help_panel=LOADING)
     ] = "cpu",
     dtype: Annotated[
         str,

@@ -68,7 +68,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def chosen_device(name: str | None) -> torch.device | None:
-    """The device of that name, tried out with one allocation; None if none was named.
+    """The device of that name, tried out with one float64; None if none was named.
 
     Raises: `InputError` for a device that torch does not know or cannot use here.
     """
@@ -76,9 +76,10 @@ def chosen_device(name: str | None) -> torch.device | None:
         return None
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    # A CPU build of torch says AssertionError for cuda; unknown names are RuntimeError.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.empty(1, dtype=torch.float64, device=device)  # sums are float64 everywhere
+    # A CPU build of torch says AssertionError for cuda, mps TypeError for float64; unknown names
+    # are RuntimeError.
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise InputError(
             f"device {name!r} cannot be used here ({str(error).splitlines()[0]}). "
             "Use --device cpu, or a device that this torch and this machine have."

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -61,8 +62,11 @@ def render_anatomy(found: Anatomy) -> Table:
         f"affine, {found.affine} are\nfitted on {found.units['fitted']} units, scored on "
         f"{found.units['scored']}" + (f" ({base})" if base else "")
     )
-    table = Table(title=escape(title), caption=CAPTION.format(LOSS if has_loss else ""))
-    table.add_column("operation", overflow="fold", min_width=20)
+    table = Table(
+        title=escape(title), caption=CAPTION.format(LOSS if has_loss else ""),
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column("operation", overflow="fold", min_width=14)
     shown = [("output", "affine"), ("output", "mean")]
     if has_loss:
         # The accuracy's control is in the JSON: a terminal of 80 columns holds no more.
