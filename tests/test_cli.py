@@ -6,28 +6,11 @@ May import: pytest, numpy, torch, safetensors, ``secant``.
 
 import json
 import struct
-import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-
-from secant import cli
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Run the program with arguments; gives exit code, stdout and stderr."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["secant", *map(str, args)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
 
 
 def assert_one_line(result):

@@ -120,15 +120,15 @@ def fit_readings(
         shared.append(f"Input and output are those of site {twin!r}: one reading, shown twice.")
     if result.context_note is not None:
         shared.append(result.context_note)
+    of_controls = {name: scores_of(control) for name, control in controls.items()}
     readings = []
     for variant, score in scores_of(result).items():
         beside = {}
         if variant.endswith("raw") and result.fit.residual_alone is not None:
             beside["residual"] = as_control(result.fit.residual_alone, score)
-        for name, control in controls.items():
-            other = scores_of(control).get(variant)
-            if other is not None:
-                beside[name] = as_control(other, score)
+        for name, scores in of_controls.items():
+            if variant in scores:
+                beside[name] = as_control(scores[variant], score)
         for name, reason in missing.items():
             beside[name] = {"value": None, "interval": None, "missing": reason}
         readings.append(

@@ -267,21 +267,19 @@ def accumulate(
     if kept is not None:
         observer.restore(*kept)
         start = kept[1]["batches"]
-    done, total = 0, sum(len(batch.units) for batch in feed.batches)
-    for number, batch in enumerate(feed.batches):
-        if number < start:
-            done += len(batch.units)
-            continue
-        forward, mask = feed.forward(model, batch)
-        observer.begin(batch.group, mask)
-        with torch.no_grad(), watch(model, list(sites), observer.listen):
+    done = sum(len(batch.units) for batch in feed.batches[:start])
+    total = sum(len(batch.units) for batch in feed.batches)
+    with torch.no_grad(), watch(model, sites, observer.listen):
+        for number, batch in enumerate(feed.batches[start:], start + 1):
+            forward, mask = feed.forward(model, batch)
+            observer.begin(batch.group, mask)
             forward()
-        done += len(batch.units)
-        is_last = number + 1 == len(feed.batches)
-        if checkpoint is not None and (is_last or checkpoint.is_due()):
-            sums, notes = observer.state()
-            checkpoint.save_sums(step, sums, notes | {"batches": number + 1})
-        progress(done, total)
+            done += len(batch.units)
+            is_last = number == len(feed.batches)
+            if checkpoint is not None and (is_last or checkpoint.is_due()):
+                sums, notes = observer.state()
+                checkpoint.save_sums(step, sums, notes | {"batches": number})
+            progress(done, total)
     for name in [name for name, site in observer.sites.items() if site.fit is None]:
         observer.skipped[name] = (
             f"site {name!r} was never called in a forward pass, or gave no finite value. "

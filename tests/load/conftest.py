@@ -5,12 +5,9 @@ May import: pytest, torch, transformers, tokenizers, ``secant``.
 """
 
 import json
-import sys
 
 import pytest
 import torch
-
-from secant import cli
 
 WORDS = ["the", "a", "film", "was", "good", "bad", "long", "plot", "cat", "dog", "ran", "and"]
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -97,17 +94,3 @@ def tiny(tmp_path_factory):
             torch.manual_seed(0)
             save(root / name)
     return root
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Run the program with arguments; gives exit code, stdout and stderr."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["secant", *map(str, args)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return end.value.code or 0, out, err
-
-    return call

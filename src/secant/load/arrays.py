@@ -21,6 +21,8 @@ from secant.errors import LoadError
 from secant.load.units import Units, encode_labels
 
 SUFFIXES: Final = frozenset({".npy", ".npz", ".safetensors"})
+# What numpy, zipfile and zlib raise for files that are cut, foreign, or lie about their size
+# (MemoryError), kind (NotImplementedError: a compression) or objects; all become one LoadError.
 UNREADABLE: Final = (
     ValueError, TypeError, EOFError, OSError, KeyError, MemoryError, NotImplementedError,
     RuntimeError, zipfile.BadZipFile, zlib.error,

@@ -1,13 +1,12 @@
 """A report, or two reports compared, as a terminal table.
 
 Holds: ``render_terminal``, ``render_comparison``.
-May import: rich, ``secant.readings``, ``secant.comparisons``.
+May import: rich, ``secant.readings``, ``secant.comparisons``, ``secant.report.profiles``.
 """
 
 from __future__ import annotations
 
 import math
-from itertools import takewhile
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from secant.comparisons import Comparison, Difference
 from secant.readings import ModelReport, Reading
+from secant.report.profiles import common_path
 
 
 def _number(value: float | None) -> str:
@@ -101,19 +101,12 @@ def _pieces(reading: Reading) -> str:
     )
 
 
-def _prefix(report: ModelReport) -> str:
-    """The dotted path that the surveyed sites share, to be said once."""
-    parents = [site.split(".")[:-1] for site in report.sites]
-    levels = takewhile(lambda level: len(set(level)) == 1, zip(*parents, strict=False))
-    return "".join(f"{level[0]}." for level in levels) if len(parents) > 1 else ""
-
-
 def _under(prefix: str) -> str:
     return f", sites under {prefix[:-1]}" if prefix else ""
 
 
 def _fits(report: ModelReport) -> Table:
-    prefix = _prefix(report)
+    prefix = common_path(report.sites)
     table = Table(
         title=escape(f"{report.name} on {report.data}: {report.units} units{_under(prefix)}"),
         caption="beyond: what an affine map adds to scaling the input, 1 is affine; with context: "
@@ -148,7 +141,7 @@ def _fits(report: ModelReport) -> Table:
 
 def _curves(report: ModelReport) -> Table:
     """Chord at the middle and the two radii; `beyond` where the site's shapes allow it."""
-    prefix = _prefix(report)
+    prefix = common_path(report.sites)
     table = Table(
         title=escape(f"{report.name}: bends along straight lines{_under(prefix)}"),
         caption="chord: bend halfway between two inputs, over a quarter of the chord, without the "
