@@ -145,7 +145,7 @@ def test_shapes_in_annotations_are_executed():
     with pytest.raises(TypeCheckError, match="x_mean"):
         crossed(mean.outer(mean), sums, mean.float(), mean)
     with pytest.raises(TypeCheckError, match="product"):
-        Gram(side.rows, side.total, side.product[:2])
+        Gram(side.rows, side.total, side.product[:2], is_single=False)
     with pytest.raises(TypeCheckError, match="images"):
         patch_rows(torch.ones(2, 3, 4), 1)
 

@@ -165,6 +165,46 @@ def test_a_strided_block_is_refused_with_what_to_do() -> None:
         observed(model, images(), ["0"])
 
 
+class Overwriter(nn.Module):
+    """Its caller writes over what its parts returned, as `hidden += ...` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.part(x)
+        kept = self.other(y)
+        y.zero_()
+        return y + kept
+
+
+def test_what_is_written_over_after_a_site_does_not_change_its_rows() -> None:
+    _, results = observed(Overwriter(), torch.randn(80, 4), ["part", "other"])
+    assert results["part"].fit.affine.weight.abs().max() > 0.1
+    assert results["other"].fit.rank == 4
+
+
+def test_a_site_whose_width_follows_the_batch_is_refused() -> None:
+    observer = Observer(nn.Sequential(nn.Identity()), ["0"])
+    observer.begin(0, None)
+    observer.listen("0", torch.randn(3, 5), torch.randn(3, 5))
+    with pytest.raises(InputError, match=r"widths \(6, 6\) in this batch, and had \(5, 5\)"):
+        observer.listen("0", torch.randn(3, 6), torch.randn(3, 6))
+
+
+def test_rows_that_wait_are_added_at_the_next_group_and_at_the_end() -> None:
+    observer = Observer(nn.Sequential(nn.Identity()), ["0"])
+    for group, count in ((0, 3), (0, 4), (1, 5)):
+        observer.begin(group, None)
+        observer.listen("0", torch.randn(count, 2), torch.randn(count, 2))
+    fit = observer.sites["0"].fit
+    assert fit is not None
+    assert fit.sum_rows.tolist()[:2] == [7, 0]
+    observer.settle()
+    assert fit.sum_rows.tolist()[:2] == [7, 5]
+
+
 def test_a_relu_in_place_is_read_as_out_of_place() -> None:
     torch.manual_seed(0)
     data = torch.randn(80, 5)

@@ -4,10 +4,12 @@ Holds: ``Observer``, ``SiteResult``, ``accumulate``, ``results_of``.
 May import: torch, ``secant.errors``, ``secant.load``, ``secant.maps``, ``secant.gauges``.
 
 A block's output is often the next block's input: such a tensor is centred and squared once.
+Rows wait until a few batches of one group have come together, for products of many rows are faster.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -32,6 +34,13 @@ WIDEST_PATCH = 1024
 """Regressors of a receptive field past which its fit would cost more than the model."""
 
 
+CHUNK = 2048
+"""Rows of one group that a site waits for before it takes their products."""
+
+SHARED = 4
+"""Grams kept at hand: a tensor is soon met again, as the next block's input or beside its norm."""
+
+
 class SiteResult(NamedTuple):
     """What the fit gauges found at one site.
 
@@ -47,6 +56,14 @@ class SiteResult(NamedTuple):
     regressors: int
 
 
+class Waiting(NamedTuple):
+    """Rows of one batch at one site; `starts` as for `ContextFit`, empty where it has none."""
+
+    x: Tensor
+    y: Tensor
+    starts: Tensor
+
+
 class Site:
     """The gauges of one site; their states are made by the first batch, which sets the centres."""
 
@@ -57,6 +74,7 @@ class Site:
         self.patches: Fit | None = None
         self.note: str | None = None
         self.left_out = 0
+        self.waiting: list[Waiting] = []
 
     def make(self, x: Tensor, y: Tensor, x_centre: Tensor, y_centre: Tensor) -> None:
         """Choose the gauges by the shape of the site's first batch."""
@@ -81,6 +99,11 @@ class Site:
         """Those that this site has, by name."""
         found = {"fit": self.fit, "context": self.context, "patches": self.patches}
         return {name: gauge for name, gauge in found.items() if gauge is not None}
+
+    def widths(self) -> tuple[int, int]:
+        """Those of a row and of its output."""
+        assert self.fit is not None
+        return len(self.fit.x_centre), len(self.fit.y_centre)
 
     def bytes(self) -> int:
         """What the sums will hold, in float64: a matrix is the width of its gauge squared."""
@@ -111,10 +134,32 @@ class Site:
         return SiteResult(found, context, self.note, self.left_out, regressors)
 
 
+class Grams:
+    """The Gram of rows about a centre, made once for sites that share both."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[list[Tensor], Tensor, Gram]] = []
+
+    def __call__(self, parts: list[Tensor], centre: Tensor) -> Gram:
+        """Of the rows of several batches, one under another."""
+        for known, about, found in self.made:
+            is_same = len(known) == len(parts) and all(map(operator.is_, known, parts))
+            if is_same and torch.equal(about, centre):
+                return found
+        made = gram(parts[0] if len(parts) == 1 else torch.cat(parts), centre)
+        self.made = [*self.made[1 - SHARED :], (parts, centre, made)]
+        return made
+
+    def forget(self) -> None:
+        """Let the rows go."""
+        self.made = []
+
+
 class Observer:
     """Listens to a model's sites, one batch after another, and keeps their sums.
 
     With `skips` a site that cannot be fitted is passed over, and `skipped` says why.
+    Call `settle` after the last batch.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[str], *, skips: bool = False) -> None:
@@ -122,15 +167,20 @@ class Observer:
         self.sites = {site: Site(module_at(model, site)) for site in sites}
         self.group = 0
         self.mask: Tensor | None = None
-        self.seen: dict[tuple[int, int], tuple[Tensor, Gram, Tensor]] = {}
+        self.starts: Tensor | None = None
+        self.flat: dict[tuple[int, int], tuple[Tensor, Tensor, bool]] = {}
+        self.grams = Grams()
         self.free, self.promised = free_bytes(), 0
         self.skips = skips
         self.skipped: dict[str, str] = {}
 
     def begin(self, group: int, mask: Tensor | None) -> None:
         """The next batch is of this group, with true in `mask` at the positions to count."""
+        if group != self.group:
+            self.settle()
         self.group, self.mask = group, mask
-        self.seen.clear()
+        self.starts = None if mask is None else starts_of(mask)
+        self.flat.clear()
 
     def listen(self, name: str, x: Tensor, y: Tensor) -> None:
         """Add one site's batch, or pass over a site that cannot be fitted if that is allowed."""
@@ -145,37 +195,77 @@ class Observer:
             self.skipped[name] = str(error)
             self.sites.pop(name, None)
 
+    def settle(self) -> None:
+        """Add all rows that wait to the sums of their group."""
+        for site in self.sites.values():
+            self._settle(site)
+        self.grams.forget()
+
     def _add(self, name: str, x: Tensor, y: Tensor) -> None:
         """Add one site's batch. Units with values that are not finite are left out and counted."""
         if name not in self.sites:  # a further call of a module that is called several times
             self.sites[name] = Site(module_at(self.model, name))
-        site, mask = self.sites[name], self.mask
-        left = self._gram(x, mask, None if site.fit is None else site.fit.x_centre)
-        right = self._gram(y, mask, None if site.fit is None else site.fit.y_centre)
-        if not bool(torch.isfinite(left[0].total).all() & torch.isfinite(right[0].total).all()):
+        site, mask, starts = self.sites[name], self.mask, self.starts
+        (left, left_good), (right, right_good) = self._rows(x), self._rows(y)
+        if not (left_good and right_good):
             good = torch.isfinite(x).flatten(1).all(1) & torch.isfinite(y).flatten(1).all(1)
             site.left_out += int((~good).sum())
             if not good.any():
                 return
             x, y, mask = x[good], y[good], None if mask is None else mask[good]
-            left = self._gram(x, mask, None if site.fit is None else site.fit.x_centre)
-            right = self._gram(y, mask, None if site.fit is None else site.fit.y_centre)
-        if len(left[0].rows) != len(right[0].rows):
+            starts = None if mask is None else starts_of(mask)
+            left, right = rows(x, mask), rows(y, mask)
+        if len(left) != len(right):
             raise InputError(
-                f"site {name!r} turns {len(left[0].rows)} rows into {len(right[0].rows)} "
+                f"site {name!r} turns {len(left)} rows into {len(right)} rows "
                 "(it pools, strides or flattens), so that no row has an output of its own. "
                 "Choose another site."
             )
         if site.fit is None:
-            site.make(x, y, left[1], right[1])
+            site.make(x, y, left.double().mean(0), right.double().mean(0))
             self._check_room(name, site)
         assert site.fit is not None
-        site.fit.update(left[0], right[0], self.group)
-        if site.context is not None:
-            kept = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
-            site.context.update(left[0], right[0], starts_of(kept), self.group)
+        widths, found = site.widths(), (left.shape[1], right.shape[1])
+        if found != widths:
+            raise InputError(
+                f"site {name!r} has rows of widths {found} in this batch, and had {widths} in the "
+                "first (its width follows the length of a sequence). Choose another site."
+            )
+        if site.context is None:
+            starts = left.new_empty(0, dtype=torch.bool)
+        elif starts is None:
+            starts = starts_of(x.new_ones(x.shape[:2], dtype=torch.bool))
+        site.waiting.append(Waiting(left, right, starts))
         if site.patches is not None:
-            site.patches.update(patch_rows(x, site.width), rows(y, mask), self.group)
+            site.patches.update(patch_rows(x, site.width), right, self.group)
+        if sum(len(one.x) for one in site.waiting) >= CHUNK:
+            self._settle(site)
+
+    def _settle(self, site: Site) -> None:
+        """Take the products of the rows that wait at one site."""
+        if not site.waiting:
+            return
+        assert site.fit is not None
+        lefts, rights, starts = (list(part) for part in zip(*site.waiting, strict=True))
+        site.waiting = []
+        x = self.grams(lefts, site.fit.x_centre)
+        y = self.grams(rights, site.fit.y_centre)
+        site.fit.update(x, y, self.group)
+        if site.context is not None:
+            site.context.update(x, y, torch.cat(starts), self.group)
+
+    def _rows(self, features: Tensor) -> tuple[Tensor, bool]:
+        """The rows that count, and whether all their values are finite; made once a batch."""
+        name = (id(features), version_of(features))
+        if name not in self.flat:
+            flat = rows(features, self.mask)
+            if flat.untyped_storage().data_ptr() == features.untyped_storage().data_ptr():
+                flat = flat.clone()  # the model may write over its own tensor while rows wait
+            # A finite sum has finite terms; if large terms overflow it, each value is looked at.
+            summed = flat.sum(dtype=torch.promote_types(flat.dtype, torch.float32))
+            is_finite = bool(torch.isfinite(summed))
+            self.flat[name] = features, flat, is_finite
+        return self.flat[name][1:]
 
     def _check_room(self, name: str, site: Site) -> None:
         """Refuse before the sums of all sites outgrow the memory, not after hours.
@@ -207,12 +297,16 @@ class Observer:
                 notes[name]["gauges"][kind] = widths
                 named = dict(gauge.metric_state) | {f"centre_{i}": c for i, c in enumerate(centres)}
                 sums |= {f"{place}.{kind}.{key}": cast(Tensor, one) for key, one in named.items()}
-        return sums, {"sites": notes, "skipped": self.skipped}
+            if site.waiting:
+                parts = zip(*site.waiting, strict=True)
+                for key, part in zip(Waiting._fields, parts, strict=True):
+                    sums[f"{place}.waiting.{key}"] = torch.cat(part)
+        return sums, {"sites": notes, "skipped": self.skipped, "group": self.group}
 
     def restore(self, sums: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Take up the state that `state` gave for the same model and sites."""
         place = device_of(self.model)
-        self.skipped = dict(notes["skipped"])
+        self.skipped, self.group = dict(notes["skipped"]), notes["group"]
         for name in self.skipped:
             self.sites.pop(name, None)
         for number, (name, kept) in enumerate(notes["sites"].items()):
@@ -230,20 +324,9 @@ class Observer:
                     setattr(gauge, key, tensor.to(place))
                 gauge._update_count = 1  # else torchmetrics warns that nothing was added
                 setattr(site, kind, gauge.to(place))
-
-    def _gram(
-        self, features: Tensor, mask: Tensor | None, centre: Tensor | None
-    ) -> tuple[Gram, Tensor]:
-        """The tensor's Gram about `centre`, its own mean if None; made once a batch and centre."""
-        name = (id(features), version_of(features))
-        known = self.seen.get(name)
-        if known is not None and (centre is None or torch.equal(centre, known[2])):
-            return known[1], known[2]
-        flat = rows(features, mask).double()
-        centre = flat.mean(0) if centre is None else centre
-        made = gram(flat, centre)
-        self.seen[name] = (features, made, centre)
-        return made, centre
+            if f"{number}.waiting.x" in sums:
+                parts = [sums[f"{number}.waiting.{key}"].to(place) for key in Waiting._fields]
+                site.waiting = [Waiting(*parts)]
 
 
 def accumulate(
@@ -276,6 +359,8 @@ def accumulate(
             forward()
             done += len(batch.units)
             is_last = number == len(feed.batches)
+            if is_last:
+                observer.settle()
             if checkpoint is not None and (is_last or checkpoint.is_due()):
                 sums, notes = observer.state()
                 checkpoint.save_sums(step, sums, notes | {"batches": number})

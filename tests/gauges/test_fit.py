@@ -11,6 +11,7 @@ from torch import Tensor
 from secant.errors import InputError
 from secant.gauges.fit import Fit, FitResult
 from secant.gauges.interval import FOLDS, GROUPS
+from secant.gauges.moments import WIDE
 from secant.gauges.ridge import RIDGES
 
 
@@ -119,6 +120,32 @@ def test_float32_affine_layer_has_a_closed_interval() -> None:
     for name in ("raw", "beyond", "update"):
         low, high = result.scores[name].interval or (float("nan"), 0)
         assert 1 - 1e-9 < low <= high <= 1, name
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_products_of_wide_float32_rows_are_exact_enough(size: float) -> None:
+    """Against float64 throughout, after a LayerNorm (rank d - 1), with a few huge dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, WIDE, generator=generator)
+    x[:, :3] *= 100
+    mix = torch.randn(WIDE, WIDE, generator=generator) / 10
+    x = torch.nn.functional.layer_norm(x, (WIDE,), weight=torch.rand(WIDE, generator=generator))
+    y = x + size * torch.tanh(x @ mix)
+    groups = torch.arange(len(x)) % GROUPS
+    single, double = fit(x, y, groups), fit(x.double(), y.double(), groups)
+    assert single.ridges == double.ridges
+    for name, tolerance in (("raw", 1e-6), ("beyond", 1e-6), ("update", 1e-6), ("whitened", 1e-5)):
+        expected = double.scores[name].value
+        assert single.scores[name].value == pytest.approx(expected, abs=tolerance), name
+
+
+def test_a_curve_above_the_rounding_of_float32_products_is_not_called_affine() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, WIDE, generator=generator)
+    groups = torch.arange(len(x)) % GROUPS
+    for size, is_exact in ((1e-5, True), (1e-3, False)):
+        result = fit(x, x + x.roll(1, 1) + size * x.square(), groups)
+        assert (result.scores["beyond"].value == 1) is is_exact
 
 
 def test_affine_map_to_another_width_is_given_back() -> None:

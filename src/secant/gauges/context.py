@@ -1,8 +1,8 @@
 """Fit with context: the best affine map from a row, its sequence's mean and its previous row.
 
 Holds: ``ContextFit``, ``starts_of``.
-May import: torch, torchmetrics, jaxtyping, ``secant.errors``, ``secant.gauges`` (moments, ridge,
-fit, interval).
+May import: torch, torchmetrics, jaxtyping, ``secant.errors``, ``secant.gauges`` (_shapes, moments,
+ridge, design, fit).
 
 A site that mixes positions falls short of 1 per position for two reasons, which `Fit` cannot tell
 apart. This gauge gives the map two looks at its neighbours; what it still misses is more often
@@ -11,14 +11,30 @@ nonlinear.
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 from torchmetrics import Metric
 
 from secant.errors import InputError
-from secant.gauges.fit import Score, add_sum, add_to_group, fold_residuals, residual_within
-from secant.gauges.moments import Gram, Moments, check_rows, update_moments
+from secant.gauges._shapes import Scalar
+from secant.gauges.design import Design, design_of
+from secant.gauges.fit import Score, add_sum, add_to_group, members_of, residual_within
+from secant.gauges.moments import (
+    Gram,
+    Moments,
+    added,
+    check_rows,
+    precision_of,
+    summed_product,
+    symmetric_product,
+    target_rows,
+    trained,
+    update_moments,
+)
+from secant.gauges.ridge import chosen_ridges, lifted_cholesky
 
 STATES = (
     "previous", "previous_t", "mean", "mean_last", "last", "mean_t",
@@ -52,10 +68,10 @@ class ContextFit(Metric):
     the scores with this residual over their totals: no unit, 1 is affine in the row and its two
     neighbours, and the gain over `Fit` is what context explains.
 
-    The products with the previous row are taken in float32 of centred rows, whose rounding is
+    The products with the previous row are taken in `precision_of` the two, whose rounding is
     relative to each pair of columns; sums are float64. Ridge strengths start at 1e-6, far above it.
 
-    Cost: 2 n·d·m float32 products a batch of n rows. Memory: GROUPS · (4d² + 2dm) float64.
+    Cost: n·d² + n·d·m products a batch of n rows. Memory: GROUPS · (4d² + 2dm) float64.
 
     Raises: `InputError` for shapes that do not match.
 
@@ -84,16 +100,17 @@ class ContextFit(Metric):
         first = starts.nonzero()[:, 0]
         count = torch.diff(first, append=first.new_tensor([len(starts)]))
         sequence = starts.cumsum(0) - 1
-        target = y.rows - x.rows if self.is_update else y.rows
+        target = target_rows(x, y)
         x_sum = x.rows.new_zeros(len(first), x.rows.shape[1]).index_add_(0, sequence, x.rows)
         t_sum = target.new_zeros(len(first), target.shape[1]).index_add_(0, sequence, target)
         mean, last = x_sum / count[:, None], x.rows[first + count - 1]
-        now = x.rows.float()
+        precision = precision_of(x, y)
+        now = x.rows.to(precision)
         previous = now.roll(1, 0)
         previous[first] = 0
         sums = {
-            "previous": now.T @ previous,
-            "previous_t": previous.T @ target.float(),
+            "previous": summed_product(now, previous),
+            "previous_t": summed_product(previous, target.to(precision)),
             "mean": mean.T @ x_sum,
             "mean_last": mean.T @ last,
             "last": last.T @ last,
@@ -107,47 +124,38 @@ class ContextFit(Metric):
         for name in STATES:
             add_to_group(self, f"sum_{name}", group, sums[name])
 
-    def moments(self, sums: Moments) -> Moments:
-        """Per-group sums of (row, mean, previous, is first) and target, from those of row and y.
+    def compute(self, sums: Moments, scores: dict[str, Score]) -> dict[str, Score]:
+        """`raw` and, where it is among `scores`, `beyond` with context."""
+        return residual_within(self.residuals(sums), scores)
 
-        A previous row enters about the mean of all rows, so that a first row's stand-in is 0 and
-        the result does not hang on the centre; "is first" is scaled to the spread of a dimension.
+    def residuals(self, sums: Moments) -> list[Scalar]:
+        """Held-out residual sums, one a group, in the order of the folds; `sums` of row and y.
+
+        Cost: `chosen_ridges` at three widths, and a Cholesky factor and solve for each fold.
         """
         if self.is_update:
             sums = update_moments(sums)
-        d, count = sums.x.shape[1], sums.rows - self.sum_sequences
         x_mean = sums.x.sum(0) / sums.rows.sum()
         variance = sums.xx.sum(0).trace() / sums.rows.sum() - x_mean.square().sum()
-        spread = (variance / d).clamp_min(0).sqrt()
-        later, last = sums.x - self.sum_first_total, sums.x - self.sum_last_total
-        mean = self.sum_mean
-        before = self.sum_previous - later[:, :, None] * x_mean
-        mean_before = (
-            mean - self.sum_mean_last - (sums.x - self.sum_mean_total)[:, :, None] * x_mean
-        )
-        outer = last[:, :, None] * x_mean
-        both = sums.xx - self.sum_last - outer - outer.mT
-        both += count[:, None, None] * x_mean.outer(x_mean)
-        firsts = spread * torch.stack([self.sum_first_total, self.sum_mean_total], 1)
-        square = sums.xx.new_zeros(len(sums.xx), 3 * d + 1, 3 * d + 1)
-        square[:, :d, :d], square[:, d : 2 * d, d : 2 * d] = sums.xx, mean
-        square[:, 2 * d : -1, 2 * d : -1] = both
-        square[:, -1, : 2 * d] = square[:, : 2 * d, -1] = firsts.flatten(1)
-        square[:, -1, -1] = spread**2 * self.sum_sequences
-        for i, j, block in ((0, 1, mean), (0, 2, before), (1, 2, mean_before)):
-            square[:, i * d : (i + 1) * d, j * d : (j + 1) * d] = block
-            square[:, j * d : (j + 1) * d, i * d : (i + 1) * d] = block.mT
-        later_t = (sums.t - self.sum_first_t)[:, None, :]
-        crossed = [
-            sums.xt,
-            self.sum_mean_t,
-            self.sum_previous_t - x_mean[:, None] * later_t,
-            spread * self.sum_first_t[:, None, :],
-        ]
-        number = spread * self.sum_sequences[:, None]
-        total = torch.cat([sums.x, sums.x, last - count[:, None] * x_mean, number], 1)
-        return Moments(sums.rows, total, sums.t, square, torch.cat(crossed, 1), sums.tt)
+        spread = (variance / len(x_mean)).clamp_min(0).sqrt()
+        states = {name: getattr(self, f"sum_{name}") for name in STATES}
+        members = members_of(sums.rows)
 
-    def compute(self, sums: Moments, scores: dict[str, Score]) -> dict[str, Score]:
-        """`raw` and, where it is among `scores`, `beyond` with context."""
-        return residual_within(fold_residuals(self.moments(sums), self.STRENGTHS), scores)
+        def design(groups: list[int]) -> Design:
+            mine = {
+                name: reduce(Tensor.add, [state[g] for g in groups])
+                for name, state in states.items()
+            }
+            return design_of(added([sums.of(g) for g in groups]), mine, x_mean, spread)
+
+        folds = [design(of_fold).moments() for of_fold in members]
+        everything = added(folds)
+        ridges = chosen_ridges(folds, self.STRENGTHS)
+        residuals = []
+        for k, of_fold in enumerate(members):
+            z_mean, t_mean, train = trained(everything.minus(folds[k]))
+            weight = torch.cholesky_solve(train.xt, lifted_cholesky(train.xx, ridges[k]))
+            square = symmetric_product(weight.T)
+            for group in of_fold:
+                residuals.append(design([group]).residual(weight, square, z_mean, t_mean))
+        return residuals

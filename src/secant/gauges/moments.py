@@ -1,6 +1,7 @@
 """First and second moments of paired rows, as plain sums that add.
 
-Holds: ``Moments``, ``Gram``, ``gram``, ``check_rows``, ``moments`` (rows to sums), ``recentred``,
+Holds: ``Moments``, ``added``, ``Gram``, ``gram``, ``precision_of``,
+``target_rows``, ``summed_product``, ``check_rows``, ``moments`` (rows to sums), ``recentred``,
 ``squared``, ``squared_target``, ``crossed``, ``lengths`` (single sums about means),
 ``update_moments``, ``Trained``, ``trained``.
 May import: torch, jaxtyping, ``secant.errors``, ``secant.gauges._shapes``.
@@ -10,6 +11,7 @@ Everything held out is computed from these sums, so no row is ever kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -42,23 +44,74 @@ class Moments(NamedTuple):
         """The sums of one group."""
         return Moments(*(a[group] for a in self))
 
-    def total(self, groups: list[int]) -> Moments:
-        """The sums over several groups, in the order given."""
-        return Moments(*(reduce(Tensor.add, [a[g] for g in groups]) for a in self))
+
+def added(parts: Sequence[Moments]) -> Moments:
+    """The sums over several sets of rows, in the order given."""
+    return Moments(*(reduce(Tensor.add, values) for values in zip(*parts, strict=True)))
 
 
 class Gram(NamedTuple):
-    """Rows about a centre with their own sums, made once where two sites share a tensor."""
+    """Rows about a centre with their own sums, made once where two sites share a tensor.
+
+    Products of rows with themselves are float64, for a state after a LayerNorm has a direction
+    without any variance, which float32 would fill with noise; others are of `precision_of`.
+    """
 
     rows: Float64[Tensor, "n d"]  # less the centre
     total: Float64[Tensor, " d"]
     product: Float64[Tensor, "d d"]
+    is_single: bool  # the rows came in float32 or less
+
+
+def precision_of(x: Gram, y: Gram) -> torch.dtype:
+    """That of products of x with y: float32 where both are wide and came so, else float64.
+
+    Narrow products cost little in float64, and their few roundings would not average out.
+    """
+    is_wide = min(x.rows.shape[1], y.rows.shape[1]) >= WIDE
+    return torch.float32 if x.is_single and y.is_single and is_wide else torch.float64
+
+
+WIDE = 128
+"""Columns from which on float64 products of two sets of rows would slow a survey."""
+
+BLOCK = 192
+"""Columns of a symmetric product taken at once; blocks below the diagonal are copied."""
 
 
 def gram(rows: Float[Tensor, "n d"], centre: Float[Tensor, " d"]) -> Gram:
-    """`rows` (n, d) about `centre` (d,). Cost: n·d² products."""
-    rows = rows.double() - centre
-    return Gram(rows, rows.sum(0), rows.T @ rows)
+    """`rows` (n, d) about `centre` (d,). Cost: about n·d²·(1 + BLOCK / d) / 2 products."""
+    is_single = rows.dtype != torch.float64
+    rows = rows.to(torch.float64, copy=True).sub_(centre)
+    return Gram(rows, rows.sum(0), symmetric_product(rows), is_single)
+
+
+def symmetric_product(rows: Float64[Tensor, "n d"]) -> Float64[Tensor, "d d"]:
+    """rows'rows."""
+    width = rows.shape[1]
+    square = rows.new_empty(width, width)
+    for start in range(0, width, BLOCK):
+        end = start + BLOCK
+        square[start:end, start:] = rows[:, start:end].T @ rows[:, start:]
+        square[end:, start:end] = square[start:end, end:].T
+    return square
+
+
+def target_rows(x: Gram, y: Gram) -> Float64[Tensor, "n m"]:
+    """What is fitted: the update y - x where both have one width, else y."""
+    return y.rows - x.rows if x.rows.shape == y.rows.shape else y.rows
+
+
+ROWS = 4096
+"""Rows summed in the precision of products; from there on sums are float64."""
+
+
+def summed_product(a: Float[Tensor, "n d"], b: Float[Tensor, "n m"]) -> Float64[Tensor, "d m"]:
+    """a'b, with products as precise as `a` and `b` are."""
+    whole = a.new_zeros(a.shape[1], b.shape[1], dtype=torch.float64)
+    for start in range(0, len(a), ROWS):
+        whole += a[start : start + ROWS].T @ b[start : start + ROWS]
+    return whole
 
 
 def check_rows(x: Tensor, t: Tensor) -> None:
@@ -70,11 +123,20 @@ def check_rows(x: Tensor, t: Tensor) -> None:
         )
 
 
-def moments(x: Gram, t: Gram) -> Moments:
-    """Sums of one batch of rows. Cost: n·d·m products beyond those of the two Grams."""
-    check_rows(x.rows, t.rows)
+def moments(x: Gram, y: Gram) -> Moments:
+    """Sums of one batch of rows. Cost: n·d·m products beyond those of the two Grams.
+
+    Of equal widths, x't is taken as x'x + x'(t - x): a small update then keeps its own digits in
+    products of float32, and their diagonal, of which traces are made, is summed in float64.
+    """
+    check_rows(x.rows, y.rows)
     rows = torch.tensor(float(len(x.rows)), dtype=torch.float64, device=x.rows.device)
-    return Moments(rows, x.total, t.total, x.product, x.rows.T @ t.rows, t.product)
+    target, precision = target_rows(x, y), precision_of(x, y)
+    product = summed_product(x.rows.to(precision), target.to(precision))
+    if target is not y.rows:
+        torch.sum(x.rows * target, 0, out=product.diagonal())
+        product += x.product
+    return Moments(rows, x.total, y.total, x.product, product, y.product)
 
 
 def recentred(

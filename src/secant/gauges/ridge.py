@@ -7,6 +7,7 @@ May import: torch, jaxtyping, ``secant.errors``, ``secant.gauges`` (_shapes, mom
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from secant.errors import InputError
 from secant.gauges._shapes import Scalar
-from secant.gauges.moments import Moments, crossed, lengths, trained
+from secant.gauges.moments import Moments, added, crossed, lengths, trained
 
 RIDGES = (0.0, 1e-6, 1e-4, 1e-2, 1.0)
 """Strengths, in units of the mean eigenvalue of the inputs."""
@@ -72,23 +73,23 @@ def _lifted(xx: Float64[Tensor, "d d"], lift: Scalar) -> Float64[Tensor, "d d"]:
     return lifted
 
 
-def chosen_ridges(folds: Moments, strengths: tuple[float, ...] = RIDGES) -> list[float]:
-    """For each fold the strength with the least residual on the two folds beside it.
+def chosen_ridges(folds: Sequence[Moments], strengths: tuple[float, ...] = RIDGES) -> list[float]:
+    """For each fold the strength with the least residual on a neighbour, by a fit without both.
 
-    An inner fold is tested by a fit without it and without the outer fold, which is never seen.
-    Leaving out neighbours k and k + 1 serves both as outer folds, so there is one fit a fold.
+    The outer fold is never seen by its own choice. One fit serves both of a pair; of an odd number
+    the last is paired with the first, which is then tested on two neighbours.
 
-    Cost: folds · strengths Cholesky factors of the inputs' width.
+    Cost: (folds + 1) // 2 · strengths Cholesky factors of the inputs' width.
     """
-    count = len(folds.rows)
-    folds = sketched(folds)
-    everything = folds.total(list(range(count)))
+    count = len(folds)
+    folds = [sketched(fold) for fold in folds]
+    everything = added(folds)
     losses = torch.zeros(count, len(strengths), dtype=torch.float64)
-    for first in range(count):
+    for first in range(0, count, 2):
         second = (first + 1) % count
-        train = trained(everything.minus(folds.of(first)).minus(folds.of(second)))
+        one, other = folds[first], folds[second]
+        train = trained(everything.minus(one).minus(other))
         means = train.x_mean, train.t_mean
-        one, other = folds.of(first), folds.of(second)
         for place, ridge in enumerate(strengths):
             factor = lifted_cholesky(train.centred.xx, ridge)
             weight = torch.cholesky_solve(train.centred.xt, factor)
