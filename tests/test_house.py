@@ -7,6 +7,7 @@ May import: pytest, torch, jaxtyping, ``secant``.
 import ast
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 import secant
-from secant.gauges.moments import Gram, crossed, gram, moments
+from secant.gauges.moments import crossed, gram, moments
 from secant.maps.receptive import patch_rows
 
 ROOT = Path(secant.__file__).parent
@@ -145,7 +146,7 @@ def test_shapes_in_annotations_are_executed():
     with pytest.raises(TypeCheckError, match="x_mean"):
         crossed(mean.outer(mean), sums, mean.float(), mean)
     with pytest.raises(TypeCheckError, match="product"):
-        Gram(side.rows, side.total, side.product[:2], is_single=False)
+        replace(side, product=side.product[:2])
     with pytest.raises(TypeCheckError, match="images"):
         patch_rows(torch.ones(2, 3, 4), 1)
 

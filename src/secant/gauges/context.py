@@ -27,7 +27,6 @@ from secant.gauges.moments import (
     Moments,
     added,
     check_rows,
-    precision_of,
     summed_product,
     symmetric_product,
     target_rows,
@@ -102,22 +101,23 @@ class ContextFit(Metric):
         sequence = starts.cumsum(0) - 1
         target = target_rows(x, y)
         x_sum = x.rows.new_zeros(len(first), x.rows.shape[1]).index_add_(0, sequence, x.rows)
-        t_sum = target.new_zeros(len(first), target.shape[1]).index_add_(0, sequence, target)
+        t_sum = y.rows.new_zeros(len(first), y.rows.shape[1]).index_add_(0, sequence, y.rows)
+        if self.is_update:
+            t_sum -= x_sum
         mean, last = x_sum / count[:, None], x.rows[first + count - 1]
-        precision = precision_of(x, y)
-        now = x.rows.to(precision)
+        now = x.in_precision(target.dtype)
         previous = now.roll(1, 0)
         previous[first] = 0
         sums = {
             "previous": summed_product(now, previous),
-            "previous_t": summed_product(previous, target.to(precision)),
+            "previous_t": summed_product(previous, target),
             "mean": mean.T @ x_sum,
             "mean_last": mean.T @ last,
             "last": last.T @ last,
             "mean_t": mean.T @ t_sum,
             "last_total": last.sum(0),
             "first_total": x.rows[first].sum(0),
-            "first_t": target[first].sum(0),
+            "first_t": target[first].double().sum(0),
             "mean_total": mean.sum(0),
             "sequences": x.rows.new_tensor(float(len(first))),
         }

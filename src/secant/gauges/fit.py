@@ -1,8 +1,8 @@
 """Fit: how much of a map the best affine map explains, held out.
 
 Holds: ``Fit``, its result ``FitResult`` and ``AffineMap``, the functions that take sums to them.
-May import: torch, numpy, torchmetrics, jaxtyping, ``secant.errors``, ``secant.gauges`` (_shapes,
-moments, ridge, interval).
+May import: torch, torchmetrics, jaxtyping, ``secant.errors``, ``secant.gauges`` (_shapes, moments,
+ridge, interval).
 
 Where output and input have one shape, the fit is of the update y - x: an affine map absorbs x,
 so its residual is the same, and a ridge then shrinks towards the residual path, not towards 0.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -243,18 +242,11 @@ def add_sum(metric: Metric, name: str) -> None:
     metric.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
 
-def large_zeros(shape: tuple[int, ...], device: torch.device) -> Float64[Tensor, ...]:
-    """Zeros; on the CPU numpy's, which asks for large pages: the first touch is 4 times cheaper."""
-    if device.type == "cpu":
-        return torch.from_numpy(np.zeros(shape))
-    return torch.zeros(shape, dtype=torch.float64, device=device)
-
-
 def add_to_group(metric: Metric, name: str, group: int, value: Float[Tensor, ...]) -> None:
     """Add a batch's sum to the group's, making room for all groups at the first."""
     state = getattr(metric, name)
     if state.ndim == 0:
-        state = large_zeros((GROUPS, *value.shape), value.device)
+        state = value.new_zeros((GROUPS, *value.shape), dtype=torch.float64)
         setattr(metric, name, state)
     state[group] += value
 

@@ -12,11 +12,12 @@ Everything held out is computed from these sums, so no row is ever kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from secant.errors import InputError
@@ -50,17 +51,28 @@ def added(parts: Sequence[Moments]) -> Moments:
     return Moments(*(reduce(Tensor.add, values) for values in zip(*parts, strict=True)))
 
 
-class Gram(NamedTuple):
+@dataclass(frozen=True)
+class Gram:
     """Rows about a centre with their own sums, made once where two sites share a tensor.
 
     Products of rows with themselves are float64, for a state after a LayerNorm has a direction
     without any variance, which float32 would fill with noise; others are of `precision_of`.
     """
 
+    raw: Float[Tensor, "n d"]  # as they came
+    centre: Float64[Tensor, " d"]
     rows: Float64[Tensor, "n d"]  # less the centre
     total: Float64[Tensor, " d"]
     product: Float64[Tensor, "d d"]
-    is_single: bool  # the rows came in float32 or less
+
+    @cached_property
+    def single(self) -> Float32[Tensor, "n d"]:
+        """`rows` in float32."""
+        return self.rows.float()
+
+    def in_precision(self, precision: torch.dtype) -> Float[Tensor, "n d"]:
+        """`rows` in float32 or float64."""
+        return self.single if precision == torch.float32 else self.rows
 
 
 def precision_of(x: Gram, y: Gram) -> torch.dtype:
@@ -68,8 +80,9 @@ def precision_of(x: Gram, y: Gram) -> torch.dtype:
 
     Narrow products cost little in float64, and their few roundings would not average out.
     """
-    is_wide = min(x.rows.shape[1], y.rows.shape[1]) >= WIDE
-    return torch.float32 if x.is_single and y.is_single and is_wide else torch.float64
+    is_wide = min(x.raw.shape[1], y.raw.shape[1]) >= WIDE
+    is_double = torch.float64 in (x.raw.dtype, y.raw.dtype)
+    return torch.float32 if is_wide and not is_double else torch.float64
 
 
 WIDE = 128
@@ -81,9 +94,9 @@ BLOCK = 192
 
 def gram(rows: Float[Tensor, "n d"], centre: Float[Tensor, " d"]) -> Gram:
     """`rows` (n, d) about `centre` (d,). Cost: about n·d²·(1 + BLOCK / d) / 2 products."""
-    is_single = rows.dtype != torch.float64
-    rows = rows.to(torch.float64, copy=True).sub_(centre)
-    return Gram(rows, rows.sum(0), symmetric_product(rows), is_single)
+    centre = centre.double()
+    about = rows.to(torch.float64, copy=True).sub_(centre)
+    return Gram(rows, centre, about, about.sum(0), symmetric_product(about))
 
 
 def symmetric_product(rows: Float64[Tensor, "n d"]) -> Float64[Tensor, "d d"]:
@@ -97,9 +110,16 @@ def symmetric_product(rows: Float64[Tensor, "n d"]) -> Float64[Tensor, "d d"]:
     return square
 
 
-def target_rows(x: Gram, y: Gram) -> Float64[Tensor, "n m"]:
-    """What is fitted: the update y - x where both have one width, else y."""
-    return y.rows - x.rows if x.rows.shape == y.rows.shape else y.rows
+def target_rows(x: Gram, y: Gram) -> Float[Tensor, "n m"]:
+    """What is fitted, in `precision_of` the two: y - x where both have one width, else y.
+
+    The difference is that of the rows as they came, so that a small update keeps its digits.
+    """
+    precision = precision_of(x, y)
+    if x.raw.shape != y.raw.shape:
+        return y.in_precision(precision)
+    difference = y.raw.to(precision) - x.raw.to(precision)
+    return difference.sub_((y.centre - x.centre).to(precision))
 
 
 ROWS = 4096
@@ -131,10 +151,11 @@ def moments(x: Gram, y: Gram) -> Moments:
     """
     check_rows(x.rows, y.rows)
     rows = torch.tensor(float(len(x.rows)), dtype=torch.float64, device=x.rows.device)
-    target, precision = target_rows(x, y), precision_of(x, y)
-    product = summed_product(x.rows.to(precision), target.to(precision))
-    if target is not y.rows:
-        torch.sum(x.rows * target, 0, out=product.diagonal())
+    target = target_rows(x, y)
+    now = x.in_precision(target.dtype)
+    product = summed_product(now, target)
+    if x.rows.shape == y.rows.shape:
+        torch.sum(now * target, 0, dtype=torch.float64, out=product.diagonal())
         product += x.product
     return Moments(rows, x.total, y.total, x.product, product, y.product)
 
