@@ -410,6 +410,7 @@ def test_each_model_stands_beside_its_controls_in_one_colour():
     panels = figure_of(text_of(sample(3, 4)), "Each model beside its controls")
     for colour, look in (("--c1", "solid"), ("--fresh", "dashed"), ("--shuffled", "dotted")):
         assert panels.count(f'<g class="{look}" style="--c:var({colour})">') == 3 + 1
+    assert "The residual alone stands at 0." in panels
     alone = sample(2, 3)
     for model in alone["models"]:
         for one in model["readings"]:
@@ -474,7 +475,7 @@ def test_details_of_another_form_draw_no_curve(held):
     ]
     page = text_of(report)
     assert "Off the" not in page
-    assert "1 pieces on the line drawn" in page
+    assert "1 piece on the line drawn" in page
 
 
 def test_four_models_of_twelve_sites_and_a_hundred_readings_stay_small(curved):

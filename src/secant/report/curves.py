@@ -347,7 +347,7 @@ def _pieces(reading: Reading) -> str:
     site = text_at(reading, "site")
     title = f"Pieces along a line ({text_at(reading, 'variable')}, {site})"
     pairs = (reading.get("samples") or {}).get("pairs")
-    facts = [f"{len(breaks) + 1} pieces on the line drawn"]
+    facts = [f"{len(breaks) + 1} piece{'s' if breaks else ''} on the line drawn"]
     facts.append(f"mean {shown(reading)}" + ("" if pairs is None else f" over {pairs} lines"))
     for control, label, _ in CONTROLS[::-1]:
         if control in (reading.get("controls") or {}):

@@ -225,11 +225,11 @@ def comparison(models: list[Model]) -> str:
     body = figure(title, series[::-1], axis, foot, ticks=ticks, note=note)
     return (
         f'<section class="card"><h2>All models</h2><div class="plots">{body}'
-        f"{_beside_controls(panels, axis)}</div></section>"
+        f"{_beside_controls(panels, axis, variant)}</div></section>"
     )
 
 
-def _beside_controls(panels: list[tuple[str, list[Series]]], axis: Axis) -> str:
+def _beside_controls(panels: list[tuple[str, list[Series]]], axis: Axis, variant: str) -> str:
     """A small plot for each model with its controls; empty where there are none."""
     if all(len(series) == 1 for _, series in panels):
         return ""
@@ -239,8 +239,11 @@ def _beside_controls(panels: list[tuple[str, list[Series]]], axis: Axis) -> str:
         f"{plot(series, small, [(0.0, '0'), (1.0, '1')], '', name, is_small=True)}</div>"
         for name, series in panels
     )
+    words = "Across: relative depth. "
+    words += "The residual alone stands at 0." if variant == "beyond" else ""
     looks = {one.name: one for _, series in panels for one in series}
     return (
         "<figure><h3>Each model beside its controls</h3>"
-        f'{legend(list(looks.values())[::-1])}<div class="panels wide">{drawn}</div></figure>'
+        f'{legend(list(looks.values())[::-1])}<div class="panels wide">{drawn}</div>'
+        f'<figcaption class="words">{words}</figcaption></figure>'
     )
