@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from secant.curves import SCALE, Point, SiteSums, gap_interval, readings_of, with_controls
+from secant.experiments import RHOS
 from secant.gauges.interval import ratio_interval
+from secant.gauges.tangent import radius, radius_bounds
 
 GROUPS = 10
 GENERATOR = np.random.default_rng(3)
@@ -56,8 +58,8 @@ def draw_heavy(rng, units):
     return scale * rng.standard_normal((units, 3)), rng.integers(1, 6, units)
 
 
-def sums_of(draw, rng, units, function):
-    """Squared gaps and lengths of a chord's midpoint, by group, partners cyclic in each group.
+def sample_of(draw, rng, units):
+    """Rows, those of the partner, which of them count, and groups; partners cyclic in each group.
 
     Units hold 1 to 5 rows that share a centre; a unit's rows move to its partner's, as in trials.
     """
@@ -70,6 +72,12 @@ def sums_of(draw, rng, units, function):
         members = np.flatnonzero(group == of)
         partner[members] = np.roll(members, -1)
     ends = x[partner[:, None], np.arange(5) % sizes[partner][:, None]]
+    return x, ends, kept, group
+
+
+def sums_of(draw, rng, units, function):
+    """Squared gaps and lengths of a chord's midpoint, by group."""
+    x, ends, kept, group = sample_of(draw, rng, units)
     start, middle, end = (function(part) for part in (x, (x + ends) / 2, ends))
     gap = ((middle - (start + end) / 2) ** 2).sum(2)
     length = ((end - start) ** 2).sum(2) / 16
@@ -109,6 +117,90 @@ def test_coverage(draw, function, units):
     print(f"{draw.__name__} {function.__name__} units={units} coverage={coverage:.4f}")
     assert len(known) >= 0.95 * reps
     assert 0.92 <= coverage <= 0.98
+
+
+# Radii -------------------------------------------------------------------------------------
+
+STEP = 4.0
+"""The length of ρ = 1, about the median distance here; the interval takes it as given."""
+FIRST = np.random.default_rng(5).standard_normal((3, 32))
+BIAS = np.random.default_rng(6).standard_normal(32)
+LAST = np.random.default_rng(7).standard_normal((32, 3)) / 6
+
+
+def with_slope(function, slope):
+    return lambda x, v: (function(x), slope(x) * v)
+
+
+def relu_net(x, v):
+    hidden = x @ FIRST + BIAS
+    return np.maximum(hidden, 0) @ LAST, ((hidden > 0) * (v @ FIRST)) @ LAST
+
+
+def residual(x, v):
+    return x + 0.3 * np.tanh(2 * x), v + 0.6 * v / np.cosh(2 * x) ** 2
+
+
+TANH = with_slope(np.tanh, lambda x: 1 / np.cosh(x) ** 2)
+SQUARE = with_slope(np.square, lambda x: 2 * x)
+RELU = with_slope(relu, lambda x: x > 0)
+
+
+def tangents_of(draw, rng, units, function):
+    """Squared gaps and lengths of the tangent by step and group; `function` has its derivative."""
+    x, ends, kept, group = sample_of(draw, rng, units)
+    step = (ends - x) * kept[..., None]
+    step *= STEP / np.sqrt((step**2).sum((1, 2)))[:, None, None]
+    y, along = function(x, step)
+    tables = []
+    for rho in RHOS:
+        change = function(x + rho * step, step)[0] - y
+        parts = ((change - rho * along) ** 2, change**2)
+        tables.append(
+            [np.bincount(group, (part.sum(2) * kept).sum(1), GROUPS) for part in parts]
+        )  # fmt: skip
+    return torch.tensor(np.array(tables))
+
+
+@functools.cache
+def true_radius(draw, function):
+    """That of the curve over 200,000 units, between the same grid points."""
+    gap, length = tangents_of(draw, np.random.default_rng(9), 200_000, function).sum(2).T
+    return radius(RHOS, (gap / length).sqrt().tolist()).value
+
+
+def radius_coverage(draw, function, units, reps=300):
+    truth, rng, hits = true_radius(draw, function), np.random.default_rng(2), 0
+    for _ in range(reps):
+        ends = [gap_interval(*pair) for pair in tangents_of(draw, rng, units, function)]
+        at_least, at_most = radius_bounds(RHOS, *zip(*ends, strict=True))
+        hits += (at_least or 0) <= truth <= (at_most or math.inf)
+    print(f"{draw.__name__} units={units} radius={truth:.4f} coverage={hits / reps:.4f}")
+    return hits / reps
+
+
+@pytest.mark.parametrize("draw", [draw_light, draw_heavy])
+@pytest.mark.parametrize("function", [TANH, SQUARE, residual, relu_net])
+@pytest.mark.parametrize("units", [64, 200])
+def test_coverage_of_the_radius(draw, function, units):
+    """Nominal 95 %, for the crossing of the population's curve between the same grid points.
+
+    With 600 draws it covered 93.2 to 96.7 %, and with units of Student's t (5) scale, where the
+    gaps of a square have no variance, 91.7 %. A jackknife of the radius itself covers less nearly
+    everywhere: 82 to 93 % of draws of a net of 16 ReLUs.
+    """
+    assert 0.92 <= radius_coverage(draw, function, units) <= 0.98
+
+
+@pytest.mark.parametrize(("units", "low", "high"), [(64, 0.6, 0.8), (200, 0.88, 0.94)])
+def test_the_radius_falls_short_where_few_kinks_are_crossed(units, low, high):
+    """The limit: three ReLUs leave the tangent after 1 % of the way, which few of 64 units show.
+
+    Where none or few of the units bend within the radius the whole curve is too low, and the
+    interval lies too far out; under heavy tails it covers 45 and 79 %. A layer of 32 ReLUs, above,
+    is enough.
+    """
+    assert low <= radius_coverage(draw_light, RELU, units) <= high
 
 
 def sums(points, noise=1e-12):
@@ -174,24 +266,57 @@ def test_where_the_shape_changes_there_is_no_beyond():
     assert [r.variant for r in found] == ["raw", "radius"]
 
 
+def near(number):
+    return None if number is None else pytest.approx(number, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("gaps", "value", "censored", "lower", "upper"),
     [
         ((0.01, 0.02, 0.05), None, "past the grid", 1.0, None),
+        ((0.01, 0.02, 0.099), None, "past the grid", 1.0, None),
         ((0.2, 0.3, 0.4), None, "before the grid", 0.0, 0.01),
         ((0.01, 0.05, 0.2), 10**-0.5, None, 0.1, 1.0),
+        ((0.01, 0.05, 0.101), 10 ** (math.log(2) / math.log(2.02) - 1), None, 0.1, 1.0),
     ],
 )
 def test_the_radius_of_a_curve(gaps, value, censored, lower, upper):
+    """The interval is where gaps longer or shorter by a known factor, the same at each, pass."""
     points = {
         ("tangent", rho, "data"): (gap / RATIO) ** 2
         for rho, gap in zip((0.01, 0.1, 1.0), gaps, strict=True)
     }
     found = next(r for r in readings_of(sums(points)) if r.variant == "radius")
-    assert found.value == (None if value is None else pytest.approx(value))
+    assert found.value == near(value)
     expected = {"threshold": 0.1, "lower": lower, "upper": upper, "censored": censored}
+    ends = [
+        radius((0.01, 0.1, 1.0), [gap * end / RATIO for gap in gaps], 0.1)
+        for end in gap_interval(GAP, LENGTH)[::-1]
+    ]
+    sooner, later = (one.value for one in ends)
+    at_least = 1.0 if ends[0].upper is None else sooner
+    at_most = 0.01 if ends[1].lower == 0 else later
+    expected |= {"at_least": near(at_least), "at_most": near(at_most)}
     assert found.details == expected | {"direction": "data", "step": 2.5}
-    assert found.interval is None
+    is_inside = None not in (value, sooner, later)
+    assert found.interval == ((near(sooner), near(later)) if is_inside else None)
+    assert not is_inside or sooner < value < later
+    assert not found.warnings
+
+
+def test_a_radius_whose_curve_lacks_an_interval_lacks_it_too():
+    """One group holds the whole gap of the first point; the second is far past the threshold."""
+    one = torch.zeros(GROUPS).double()
+    one[2] = 1e-6
+    columns = (one, 100 * GAP)
+    table = {
+        Point("tangent", rho, "data"): torch.stack([gap, LENGTH, LENGTH * torch.nan], 1)
+        for rho, gap in zip((0.1, 1.0), columns, strict=True)
+    }
+    found = readings_of(SiteSums("inputs", "(model)", 1.0, 9, 9, 1e-12, table))[-1]
+    assert 0.1 < found.value < 1
+    assert found.interval is found.details["at_least"] is found.details["at_most"] is None
+    assert "lacks an interval" in found.warnings[0]
 
 
 def test_controls_stand_beside_the_same_point_of_the_same_curve():
@@ -206,7 +331,7 @@ def test_controls_stand_beside_the_same_point_of_the_same_curve():
     for number, reading in enumerate(joined):
         beside = {"value": number, "interval": (number, number + 1)}
         if reading.variant.startswith("radius"):
-            beside["censored"] = reading.details["censored"]
+            beside |= {key: reading.details[key] for key in ("censored", "at_least", "at_most")}
         else:
             beside["difference"] = {"value": 0.0, "interval": (0.0, 0.0)}  # their sums are one
         assert reading.controls == {"fresh": beside, "shuffled": beside}

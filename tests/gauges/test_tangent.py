@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secant.errors import InputError
-from secant.gauges.tangent import Radius, Tangent, radius
+from secant.gauges.tangent import Radius, Tangent, radius, radius_bounds
 
 Map = Callable[[Tensor], Tensor]
 ROUNDING = 1e-9  # float64 with sums of a few dozen terms, and some cancellation
@@ -216,6 +216,51 @@ def test_radius_is_nan_when_the_curve_breaks_before_it_passes(hole: float) -> No
     assert math.isnan(broken_to_the_end.value or 0.0)
     assert (broken_to_the_end.lower, broken_to_the_end.upper) == (0.0, None)
     assert radius([1.0, 10.0, 100.0], [0.0, 0.2, hole]).value == pytest.approx(math.sqrt(10))
+
+
+@given(st.floats(0.02, 0.5), st.floats(0.3, 3.0), st.floats(1.1, 3.0))
+def test_bounds_of_a_power_law_are_its_own_over_the_factor(
+    threshold: float, power: float, factor: float
+) -> None:
+    """(ρ / 100)^p known to a factor k passes c between 100 (c / k)^(1/p) and 100 (c k)^(1/p)."""
+    rhos = [1e-12, 1e-3, 1.0, 1e6]
+    curve = [(rho / 100) ** power for rho in rhos]
+    got = radius_bounds(
+        rhos, [value / factor for value in curve], [value * factor for value in curve], threshold
+    )
+    expected = [100 * (threshold * end) ** (1 / power) for end in (1 / factor, factor)]
+    assert got == pytest.approx(expected, rel=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("lows", "highs", "expected"),
+    [
+        ([0.0, 0.0], [0.0, 0.1], (10.0, None)),  # it holds on the whole grid
+        ([0.0, 0.01], [0.2, 0.4], (None, None)),  # it may pass anywhere, or nowhere
+        ([0.2, 0.4], [0.3, 0.5], (None, 1.0)),  # it has passed at the first point
+        ([0.01, 0.2], [0.11, 0.5], (None, 10 ** (math.log(10) / math.log(20)))),
+    ],
+)
+def test_bounds_off_the_grid_are_none(
+    lows: list[float], highs: list[float], expected: tuple[float | None, float | None]
+) -> None:
+    got = radius_bounds([1.0, 10.0], lows, highs)
+    assert got == tuple(None if end is None else pytest.approx(end) for end in expected)
+
+
+def test_a_low_end_of_zero_does_not_pass_before_the_next_point() -> None:
+    got = radius_bounds([1.0, 10.0], [0.0, 0.2], [0.05, 0.4])
+    assert got is not None
+    assert got[1] == pytest.approx(10.0, rel=0.01)
+
+
+def test_bounds_need_every_interval_before_they_pass() -> None:
+    rhos, lows, highs = [1.0, 10.0, 100.0], [0.01, 0.2, 0.3], [0.02, 0.3, 0.4]
+    whole = radius_bounds(rhos, lows, highs)
+    assert whole is not None
+    assert radius_bounds(rhos, [*lows[:2], math.nan], [*highs[:2], math.nan]) == whole
+    assert radius_bounds(rhos, [math.nan, *lows[1:]], [math.nan, *highs[1:]]) is None
+    assert radius_bounds(rhos, [lows[0], math.nan, lows[2]], highs) is None
 
 
 def test_messages_of_radius() -> None:

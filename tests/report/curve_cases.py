@@ -16,7 +16,7 @@ from torch import Tensor
 from secant.gauges.chord import chord_sums
 from secant.gauges.interval import ratio_interval
 from secant.gauges.sum import homogeneity_sums, sum_sums
-from secant.gauges.tangent import radius, tangent_sums
+from secant.gauges.tangent import radius, radius_bounds, tangent_sums
 
 Map = Callable[[Tensor], Tensor]
 FRACTIONS = (0.125, 0.25, 0.5, 0.75, 0.875)
@@ -100,7 +100,12 @@ def radii(found: dict[tuple[Any, ...], dict[str, Any]]) -> dict[tuple[str, str, 
         if one.is_censored:
             side = "past the grid" if one.upper is None else "before the grid"
         value = None if one.value is None or math.isnan(one.value) else one.value
+        ends = [
+            found[gauge, variant, direction, rho]["interval"] or (math.nan,) * 2 for rho in RHOS
+        ]
+        bounds = radius_bounds(RHOS, *zip(*ends, strict=True)) or (None, None)
         details = {"threshold": one.threshold, "lower": one.lower, "upper": one.upper}
+        details |= dict(zip(("at_least", "at_most"), bounds, strict=True))
         made[gauge, variant, direction] = value, {**details, "censored": side}
     return made
 
@@ -128,17 +133,23 @@ def curve_readings(
              "interval": one["interval"], "controls": beside, "warnings": why, "details": details}
         )  # fmt: skip
     passed = {name: radii(found) for name, found in of.items()}
+
+    def interval(value: float | None, held: dict[str, Any]) -> list[float] | None:
+        ends = [held["at_least"], held["at_most"]]
+        return None if value is None or None in ends else ends
+
     for key, (value, details) in passed["trained"].items():
         gauge, variant, direction = key
         beside = {
-            n: {"value": passed[n][key][0], "interval": None,
-                "censored": passed[n][key][1]["censored"]}
+            n: {"value": passed[n][key][0], "interval": interval(*passed[n][key]),
+                **{k: passed[n][key][1][k] for k in ("censored", "at_least", "at_most")}}
             for n in rest
         }  # fmt: skip
         name = "radius" if variant == "raw" else "radius beyond"
         readings.append(
-            {**common, "gauge": gauge, "variant": name, "value": value, "interval": None,
-             "controls": beside, "warnings": [], "details": {**details, "direction": direction}}
+            {**common, "gauge": gauge, "variant": name, "value": value,
+             "interval": interval(value, details), "controls": beside, "warnings": [],
+             "details": {**details, "direction": direction}}
         )  # fmt: skip
     return readings
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from curve_cases import with_curves
 
+from secant.report.charts import escape
 from secant.report.html import render_html
+from secant.report.wording import PLOT_WORDS
 
 VARIANTS = ("raw", "beyond", "update", "whitened", "procrustes")
 
@@ -119,9 +121,11 @@ def test_lone_surrogate_can_be_written():
 def test_every_plot_has_an_svg():
     page = text_of(sample(2))
     figures = re.findall(r"<figure>.*?</figure>", page, re.S)
-    assert len(figures) == 5  # raw and beyond for each model, and the comparison
-    assert all(figure.count('<svg class="plot"') == 1 for figure in figures)
-    assert all("<title>" in figure and 'class="words"' in figure for figure in figures)
+    assert len(figures) == 6  # raw and beyond for each model, and both with their controls
+    *drawn, panels = sorted(figures, key=lambda figure: "beside its controls" in figure)
+    assert all(figure.count('<svg class="plot"') == 1 for figure in drawn)
+    assert panels.count('<svg class="plot small"') == 2
+    assert all("<title>" in figure for figure in figures)
     assert text_of(sample(1)).count("<figure>") == 2
 
 
@@ -197,7 +201,7 @@ def figure_of(page: str, title: str) -> str:
     return found[0]
 
 
-def test_every_curve_is_drawn_with_words(curved):
+def test_every_curve_is_drawn_and_its_words_are_told(curved):
     page = text_of(curved)
     titles = (
         "Off the chord, against t (features)",
@@ -214,9 +218,18 @@ def test_every_curve_is_drawn_with_words(curved):
     for title in titles:
         figure = figure_of(page, f"<h3>{title}")
         assert figure.count('<svg class="plot') == 1
-        assert 'class="words"' in figure
-    figures = re.findall(r"<figure>.*?</figure>", page, re.S)
-    assert all('class="words"' in one for one in figures)
+    for name, words in PLOT_WORDS.values():
+        told = page.count(f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>")
+        assert told == (name != "With context")
+
+
+def test_words_are_said_once_and_only_of_what_is_drawn():
+    page = text_of(sample(3))
+    assert re.findall(r"<dt>(.*?)</dt>", page) == [
+        PLOT_WORDS[kind][0] for kind in ("marks", "raw", "beyond")
+    ]
+    bare = {"name": "a", "data": "b", "sites": [], "readings": []}
+    assert "How to read" not in text_of({"schema": 1, "models": [bare]})
 
 
 def test_curve_points_lie_where_their_values_say(curved):
@@ -235,7 +248,11 @@ def test_curve_points_lie_where_their_values_say(curved):
         for one in curved["models"][0]["readings"]
         if (one["gauge"], one["variable"]) == ("chord", "inputs")
     ]
-    read = [top * (ticks[0] - y) / (ticks[0] - ticks[top]) for y in heights]
+    read = [top * ((ticks[0] - y) / (ticks[0] - ticks[top])) ** 2 for y in heights]
+    assert "root scale" in figure
+    assert ticks[0.1] == pytest.approx(
+        ticks[0] - (ticks[0] - ticks[top]) * (0.1 / top) ** 0.5, abs=0.1
+    )
     assert read == pytest.approx(wanted, abs=top / 500)
 
 
@@ -245,6 +262,7 @@ def test_first_middle_and_last_are_highlighted_and_the_rest_faint(curved):
     assert figure.count('<g class="faint"') == 2 + 1
     assert "2 other sites" in figure
     assert all(f"blocks.{i}, fresh weights" in figure for i in (0, 2, 4))
+    assert figure.count("<span>fresh weights, same colour</span>") == 1
     assert 'class="band"' in figure
 
 
@@ -285,7 +303,47 @@ def test_censored_radii_are_open_arrows_and_break_the_line(curved):
     past = sum(one["censored"] == "past the grid" for one in held)
     assert past > 0
     assert figure.count('class="out open"') == past
-    assert figure.count(": past the grid</title>") == past
+    assert figure.count(": past the grid (at least ") == past
+
+
+def radius_reading(report: dict[str, Any], value: float | None, **details: Any) -> None:
+    """Sets every radius of the report's first model, and those of its controls."""
+    for one in report["models"][0]["readings"]:
+        if one["variant"].startswith("radius"):
+            ends = details["at_least"], details["at_most"]
+            interval = None if None in (value, *ends) else list(ends)
+            one |= {"value": value, "interval": interval}
+            one["details"] = one["details"] | {"lower": 0.1, "upper": 1.0} | details
+            held = {"value": value, "interval": interval, **details}
+            one["controls"] = dict.fromkeys(("fresh", "shuffled"), held)
+
+
+@pytest.mark.parametrize(
+    ("value", "side", "at_least", "at_most", "shown", "short"),
+    [
+        (0.25, None, 0.125, 0.5, "0.250 [0.125, 0.500]", "up to 0.250 [0.125, 0.500]."),
+        (0.25, None, None, 0.5, "0.250 (at most 0.500)", "up to 0.250 (at most 0.500)."),
+        (None, "past the grid", 0.5, None, "past the grid (at least 0.500)", "(at least 0.500)."),
+        (None, "before the grid", None, 0.5, "before the grid (at most 0.500)", "0.500)."),
+        (0.25, None, None, None, "0.250", "up to 0.250."),
+    ],
+)
+def test_a_radius_says_how_far_its_interval_reaches(
+    curved, value, side, at_least, at_most, shown, short
+):
+    report = copy.deepcopy(curved)
+    radius_reading(report, value, censored=side, at_least=at_least, at_most=at_most)
+    page = text_of(report)
+    assert f"passes 0.10: {shown}; fresh weights {shown}; shuffled weights {shown}." in page
+    figure = figure_of(page, "Radius by site: off the tangent, against the step (feat")
+    assert figure.count(f": {shown}</title>") == 5 * 3
+    whiskers = [float(y) for y in re.findall(r'class="whisker" d="M[\d.]+ ([\d.]+)V', figure)]
+    assert len(whiskers) == (5 if at_least or at_most else 0)
+    assert short in page.split("In short")[1].split("</section>")[0]
+    cell = {None: "n/a"}.get(at_least or at_most, shown.split("(")[-1].rstrip(")"))
+    if value is not None and at_least is not None:
+        cell = "0.1250 to 0.5000"
+    assert f'<td class="n">{cell}</td>' in page.split("Every reading")[1]
 
 
 def test_pieces_are_a_rug_with_their_count_and_a_missing_control(curved):
@@ -312,7 +370,7 @@ def test_context_is_drawn_beside_per_position():
     for title in ("Raw R² by site", "Beyond the residual by site"):
         figure = figure_of(page, title)
         assert figure.count("blocks.1, with context: 0.900") == 1
-        assert "With context, the fit also sees" in figure
+    assert page.count("The fit also sees neighbours") == 1
 
 
 def test_the_paired_difference_is_said_in_words():
@@ -321,11 +379,43 @@ def test_the_paired_difference_is_said_in_words():
         gap = -0.38 if one["site"] == "blocks.1" else 0.001 * (i % 2)
         one["controls"]["fresh"]["difference"] = around(gap)
     page = text_of(report)
-    assert "more linear than with fresh weights at 0 of 3 sites, less at 1" in page
-    assert "neither for certain at 2" in page
-    assert "less linear than fresh by 0.380 [0.360, 0.400]" in page
+    assert "More linear in features than with fresh weights, in beyond?" in page
+    assert "less at 1, uncertain at 2 of 3 sites; most at <code>blocks.1</code>, less by" in page
+    assert "less by 0.380 [0.360, 0.400]" in page
     assert "intervals overlap" not in page
     assert "Less fresh" in page
+
+
+@pytest.mark.parametrize(
+    ("gap", "half", "words"),
+    [
+        (0.0, 0.0, "they do not differ, to within 0.0005 at each of 3 sites."),
+        (1e-6, 3e-6, "they do not differ, to within 0.0005 at each of 3 sites."),
+        (0.01, 0.02, "no difference is certain at any of 3 sites; none exceeds 0.030."),
+        (0.01, 0.002, "more at 3 of 3 sites; most at"),
+    ],
+)
+def test_models_that_do_not_differ_say_so_plainly_and_once(gap, half, words):
+    report = sample(2, 3)
+    for model in report["models"]:
+        for one in model["readings"]:
+            one["controls"]["fresh"]["difference"] = around(gap, half)
+    short = text_of(report).split("In short")[1].split("</section>")[0]
+    joined = f"<strong>demo:cnn</strong>, <strong>demo:transformer</strong>: {words}"
+    assert (joined in short) == (not words.startswith("more"))
+    assert words in short
+
+
+def test_each_model_stands_beside_its_controls_in_one_colour():
+    panels = figure_of(text_of(sample(3, 4)), "Each model beside its controls")
+    for colour, look in (("--c1", "solid"), ("--fresh", "dashed"), ("--shuffled", "dotted")):
+        assert panels.count(f'<g class="{look}" style="--c:var({colour})">') == 3 + 1
+    assert "The residual alone stands at 0." in panels
+    alone = sample(2, 3)
+    for model in alone["models"]:
+        for one in model["readings"]:
+            one["controls"] = {}
+    assert "beside its controls" not in text_of(alone)
 
 
 def test_in_short_speaks_of_chord_and_radius(curved):
@@ -333,12 +423,13 @@ def test_in_short_speaks_of_chord_and_radius(curved):
     short = page.split("In short")[1].split("</section>")[0]
     readings = curved["models"][0]["readings"]
     (mid,) = (
-        one["value"]
+        one
         for one in readings
         if (one["gauge"], one["variable"]) == ("chord", "inputs") and one["details"]["t"] == 0.5
     )
-    assert f"leaves the straight line by {25 * mid:.2g} % of its length" in short
-    assert "Its tangent is right to within 10 % for steps up to" in short
+    low, high = mid["interval"]
+    assert f": {25 * mid['value']:.2g} % [{25 * low:.2g}, {25 * high:.2g}].</li>" in short
+    assert "For which steps the tangent is right to within 10 %" in short
 
 
 def test_tables_fold_by_gauge_and_leave_sums_out(curved):
@@ -351,6 +442,7 @@ def test_tables_fold_by_gauge_and_leave_sums_out(curved):
     assert "by_group" not in listed
     assert "breakpoints (" in listed
     assert "past the grid" in listed
+    assert "at_least" not in listed
 
 
 def test_hostile_text_in_curves_is_escaped(curved):
@@ -383,7 +475,7 @@ def test_details_of_another_form_draw_no_curve(held):
     ]
     page = text_of(report)
     assert "Off the" not in page
-    assert "1 pieces on the line drawn" in page
+    assert "1 piece on the line drawn" in page
 
 
 def test_four_models_of_twelve_sites_and_a_hundred_readings_stay_small(curved):

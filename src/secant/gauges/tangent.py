@@ -1,11 +1,12 @@
 """Tangent: how far a map leaves its first-order expansion, and how soon.
 
 Holds: the functions ``tangent_sums`` and ``tangent_from_sums``, their gauge ``Tangent``,
-and ``radius`` with its result ``Radius``.
+``radius`` with its result ``Radius``, and ``radius_bounds``.
 May import: torch, torchmetrics, ``secant.errors``, ``secant.gauges`` (_root_ratio, _shapes).
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -147,3 +148,34 @@ def radius(rhos: Sequence[float], values: Sequence[float], threshold: float = 0.
         share = (threshold - before) / (after - before)
     low, high = rhos[first - 1], rhos[first]
     return Radius(low * (high / low) ** share, False, low, high, threshold)
+
+
+def radius_bounds(
+    rhos: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    threshold: float = 0.1,
+) -> tuple[float | None, float | None] | None:
+    """The ends of a 95 % interval of `radius`: where the curve's own intervals pass the threshold.
+
+    ``lows`` and ``highs`` are the ends of the curve's 95 % intervals at ``rhos``. The curve is
+    known to hold up to where its upper ends pass, and to have passed where its lower ends do. An
+    interval of the curve at the true radius that covers the threshold gives a pair that covers
+    the radius, so the curve's coverage is the pair's; between two points of a coarse grid it is
+    higher, for the ends are joined as if both points erred together.
+
+    None is an end that the grid does not show: the upper ends have passed at its start, or the
+    lower ends not by its end. A curve that surely holds over the whole grid is at least its end,
+    one that surely passed at its start is at most that. No pair at all where an interval is
+    missing before its ends pass.
+
+    Source: inversion of a band, as Fieller 1954, J. R. Stat. Soc. B 16, does it for a ratio.
+    """
+    sooner = radius(rhos, highs, threshold)
+    # From a low end of 0 a power law stays low until the next point: nothing says that it rose.
+    later = radius(rhos, [max(low, sys.float_info.min) for low in lows], threshold)
+    if any(one.value is not None and math.isnan(one.value) for one in (sooner, later)):
+        return None
+    at_least = rhos[-1] if sooner.is_censored and sooner.upper is None else sooner.value
+    at_most = rhos[0] if later.is_censored and later.upper is not None else later.value
+    return at_least, at_most

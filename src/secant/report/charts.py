@@ -11,6 +11,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 TURN_FROM = 5
 """Labels of so many letters are turned, so that neighbours do not run into each other."""
@@ -64,19 +65,24 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """The drawn range of values; what lies outside becomes an arrow at the edge."""
+    """The drawn range of values; what lies outside becomes an arrow at the edge.
+
+    `scale`: plain, log, or root, which has a 0 as log has not and still opens what lies near it.
+    """
 
     low: float
     high: float
     ticks: tuple[float, ...]
     name: str
-    is_log: bool = False
+    scale: Literal["plain", "log", "root"] = "plain"
 
     def share(self, value: float) -> float:
         """Where a value lies between the ends, held inside the range."""
         value = min(max(value, self.low), self.high)
-        if self.is_log:
+        if self.scale == "log":
             return math.log(value / self.low) / math.log(self.high / self.low)
+        if self.scale == "root":
+            return math.sqrt((value - self.low) / (self.high - self.low))
         return (value - self.low) / (self.high - self.low)
 
     def holds(self, value: float) -> bool:

@@ -2,39 +2,36 @@
 
 Holds: ``curve_plots``, ``Family``, ``families``, ``radii_of``.
 May import: the standard library, ``secant.report.charts``, ``secant.report.fields``,
-``secant.report.profiles``, ``secant.report.wording``.
+``secant.report.profiles``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from secant.report.charts import Axis, Point, Series, decades, escape, legend, number, plot, rug
 from secant.report.fields import (
     Model,
     Reading,
+    bounds_of,
+    censored_of,
     control_of,
     details_of,
     finite,
+    missing_of,
     readings_of,
     shown,
     sites_of,
     text_at,
 )
 from secant.report.profiles import common_path, figure, places_of, point_of
-from secant.report.wording import (
-    BEYOND_CURVE_WORDS,
-    CURVE_WORDS,
-    DIRECTION_WORDS,
-    PIECES_WORDS,
-    RADIUS_WORDS,
-)
 
 CURVES = ("chord", "tangent", "sum", "homogeneity")
 HIGHLIGHTS = ("--c1", "--c2", "--c3")
 CONTROLS = (("shuffled", "shuffled weights", "dotted"), ("fresh", "fresh weights", "dashed"))
+TICKS = (0.0, 0.1, 0.5, 1.0, 2.0)
 TOP = 4.0
 """No curve is drawn higher: an error of four times the change says no more than an arrow does."""
 
@@ -136,8 +133,7 @@ def _tops(models: list[Model]) -> dict[tuple[str, str, str], float]:
 
 
 def _round_up(top: float) -> float:
-    edges = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2.0, 2.4, 3.2, TOP)
-    return next(edge for edge in edges if top <= edge)
+    return next(edge for edge in (0.2, 0.5, 1.0, 2.0, TOP) if top <= edge)
 
 
 def _title(family: Family) -> str:
@@ -154,16 +150,14 @@ def _title(family: Family) -> str:
 def _family(model: Model, family: Family, tops: dict[tuple[str, str, str], float]) -> str:
     top = tops[family.variable, family.gauge, family.variant]
     name = family.gauge + (" beyond" if family.variant == "beyond" else "")
-    axis = Axis(0.0, top, tuple(round(top * i / 4, 3) for i in range(5)), name)
+    ticks = (*(tick for tick in TICKS if tick < 0.8 * top), top)
+    axis = Axis(0.0, top, ticks, f"{name}, root scale", "root")
     radii = radii_of(model, family)
     threshold = _threshold(radii)
-    words = CURVE_WORDS[family.gauge] + DIRECTION_WORDS.get(family.direction, "")
-    if family.variant == "beyond":
-        words += BEYOND_CURVE_WORDS
     series = _overview(family)
     series += _crossings(family, radii, series, threshold)
     drawn = figure(
-        _title(family), series, axis, _foot(family), words,
+        _title(family), series, axis, _foot(family),
         ticks=_ticks(family), threshold=threshold, note=_radius_note(family, radii),
     )  # fmt: skip
     parts = [drawn]
@@ -232,7 +226,7 @@ def _overview(family: Family) -> list[Series]:
     for site, colour in list(colours.items())[::-1]:
         for one in _controls(family, site, colour):
             if one.look == "dashed":
-                series.append(Series(f"{site}, fresh weights", one.points, colour, "dashed"))
+                series.append(Series("fresh weights, same colour", one.points, colour, "dashed"))
     series += [
         Series(site, _curve(family, site, site), colour, "curve")
         for site, colour in list(colours.items())[::-1]
@@ -270,7 +264,7 @@ def _panels(family: Family, axis: Axis, threshold: float | None) -> str:
             *_controls(family, site),
             Series("trained", _curve(family, site, site), "--c1", "curve"),
         ]
-        small = Axis(axis.low, axis.high, (axis.low, axis.high), axis.name)
+        small = replace(axis, ticks=(axis.low, axis.high))
         drawn = plot(
             series, small, ends, "", f"{_title(family)}, {site}",
             threshold=threshold, is_small=True,
@@ -290,37 +284,31 @@ def _threshold(radii: dict[str, Reading]) -> float | None:
     return next((value for value in found if value is not None), None)
 
 
-def _radius_text(holder: dict[str, Any], details: dict[str, Any]) -> str:
-    """A radius in words, censored ones by the side and the grid's end."""
-    side = details.get("censored")
-    if side == "past the grid":
-        end = finite(details.get("lower"))
-        return "past the grid" + ("" if end is None else f", above {number(end)}")
-    if side == "before the grid":
-        end = finite(details.get("upper"))
-        return "before the grid" + ("" if end is None else f", below {number(end)}")
-    return shown(holder)
-
-
 def _radius_note(family: Family, radii: dict[str, Reading]) -> str:
     """Where the threshold is passed, in words, for a map of one site."""
     if len(family.curves) > 1 or not radii:
         return ""
     ((_, one),) = list(radii.items())[:1]
     parts = [f"Radius, where the curve passes {number(_threshold(radii), 2)}: "
-             f"{_radius_text(one, details_of(one))}"]  # fmt: skip
+             f"{shown(one)}"]  # fmt: skip
     for control, label, _ in CONTROLS[::-1]:
         if control in (one.get("controls") or {}):
             parts.append(f"{label} {shown(control_of(one, control))}")
     return f'<p class="figure">{escape("; ".join(parts))}.</p>'
 
 
-def _radius_point(x: float, label: str, holder: dict[str, Any], side: Any, axis: Axis) -> Point:
-    if side in ("past the grid", "before the grid"):
-        is_past = side == "past the grid"
-        edge = axis.high if is_past else axis.low
-        return Point(x, edge, None, None, f"{label}: {side}", "up" if is_past else "down")
-    return point_of(x, label, holder)
+def _radius_point(x: float, label: str, holder: dict[str, Any], axis: Axis) -> Point:
+    """A radius and its interval, whose whisker goes on to the edge where the grid shows no end."""
+    low, high = bounds_of(holder)
+    if low is not None or high is not None:
+        low, high = (axis.low if low is None else low), (axis.high if high is None else high)
+    value, title, arrow = finite(holder.get("value")), f"{label}: {shown(holder)}", ""
+    if side := censored_of(holder):
+        arrow = "up" if side == "past the grid" else "down"
+        value = axis.high if arrow == "up" else axis.low
+    if missing_of(holder):
+        title += f" ({missing_of(holder)})"
+    return Point(x, value, low, high, title, arrow)
 
 
 def _radius_profile(family: Family, radii: dict[str, Reading]) -> str:
@@ -328,27 +316,24 @@ def _radius_profile(family: Family, radii: dict[str, Reading]) -> str:
     low, high = family.places[0], family.places[-1]
     if low == high:
         return ""
-    axis = Axis(low, high, tuple(decades(low, high)), "radius ρ", is_log=True)
+    axis = Axis(low, high, tuple(decades(low, high)), "radius ρ", "log")
     places, prefix = places_of(sites), common_path(sites)
     series = []
     for control, label, look in CONTROLS:
         points = tuple(
-            _radius_point(x, f"{site}, {label}", held, held.get("censored"), axis)
+            _radius_point(x, f"{site}, {label}", held, axis)
             for x, site in places
             for held in (control_of(radii[site], control),)
             if control in (radii[site].get("controls") or {})
         )
         if any(point.value is not None for point in points):
             series.append(Series(label, points, f"--{control}", look))
-    points = tuple(
-        _radius_point(x, site, radii[site], details_of(radii[site]).get("censored"), axis)
-        for x, site in places
-    )
+    points = tuple(_radius_point(x, site, radii[site], axis) for x, site in places)
     series.append(Series("trained", points, "--c1"))
     foot = f"site under {prefix[:-1]}, first to last" if prefix else "site, first to last"
     ticks = [(x, site[len(prefix) :]) for x, site in places]
     title = f"Radius by site: {_title(family)[0].lower()}{_title(family)[1:]}"
-    return figure(title, series, axis, foot, RADIUS_WORDS, ticks=ticks)
+    return figure(title, series, axis, foot, ticks=ticks)
 
 
 # Pieces ------------------------------------------------------------------------------------
@@ -362,7 +347,7 @@ def _pieces(reading: Reading) -> str:
     site = text_at(reading, "site")
     title = f"Pieces along a line ({text_at(reading, 'variable')}, {site})"
     pairs = (reading.get("samples") or {}).get("pairs")
-    facts = [f"{len(breaks) + 1} pieces on the line drawn"]
+    facts = [f"{len(breaks) + 1} piece{'s' if breaks else ''} on the line drawn"]
     facts.append(f"mean {shown(reading)}" + ("" if pairs is None else f" over {pairs} lines"))
     for control, label, _ in CONTROLS[::-1]:
         if control in (reading.get("controls") or {}):
@@ -373,6 +358,5 @@ def _pieces(reading: Reading) -> str:
     strip = rug(breaks, f"{title}: {len(breaks)} breakpoints")
     return (
         f'<figure><h3>{escape(title)}</h3>{strip}<figcaption><p class="figure">'
-        f'{escape("; ".join(facts))}.</p><p class="words">{escape(PIECES_WORDS)}</p>'
-        "</figcaption></figure>"
+        f"{escape('; '.join(facts))}.</p></figcaption></figure>"
     )

@@ -1,8 +1,8 @@
 """Reads a report's dictionary, where any field may be missing and any number null.
 
 Holds: ``text_at``, ``finite``, ``interval_of``, ``control_of``, ``readings_of``, ``sites_of``,
-``fits_of``, ``variables_of``, ``reason_of``, ``shown``, ``missing_of``, ``difference_of``,
-``details_of``, ``depth_of``.
+``fits_of``, ``variables_of``, ``reason_of``, ``shown``, ``censored_of``, ``bounds_of``,
+``bound_shown``, ``missing_of``, ``difference_of``, ``details_of``, ``depth_of``.
 May import: the standard library, ``secant.report.charts``.
 """
 
@@ -108,10 +108,31 @@ def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
 
 
+def censored_of(holder: dict[str, Any]) -> str:
+    """On which side a radius, a reading or a control, lies off the grid; empty if on it."""
+    return str((details_of(holder) or holder).get("censored") or "")
+
+
+def bounds_of(holder: dict[str, Any]) -> tuple[float | None, float | None]:
+    """What a radius, a reading or a control, is at least and at most, None where unbounded."""
+    held = details_of(holder) or holder
+    return finite(held.get("at_least")), finite(held.get("at_most"))
+
+
+def bound_shown(holder: dict[str, Any]) -> str:
+    """The end of a radius's interval that stands alone, in words; empty if both or none do."""
+    low, high = bounds_of(holder)
+    if finite(holder.get("value")) is not None and None not in (low, high):
+        return ""
+    ends = (("at least", low), ("at most", high))
+    return " and ".join(f"{words} {number(end)}" for words, end in ends if end is not None)
+
+
 def shown(holder: dict[str, Any]) -> str:
     """A value with its interval, in one line; n/a, or on which side it is censored."""
-    if holder.get("censored"):
-        return str(holder["censored"])
     low, high = interval_of(holder)
-    value = number(finite(holder.get("value")))
-    return value if low is None or high is None else f"{value} [{number(low)}, {number(high)}]"
+    value = censored_of(holder) or number(finite(holder.get("value")))
+    if low is not None and high is not None:
+        return f"{value} [{number(low)}, {number(high)}]"
+    bound = bound_shown(holder)
+    return f"{value} ({bound})" if bound else value

@@ -11,6 +11,7 @@ from typing import Any
 from secant.report.charts import escape
 from secant.report.curves import curve_plots
 from secant.report.fields import Model, depth_of, finite, readings_of, sites_of, text_at
+from secant.report.guide import guide
 from secant.report.profiles import comparison, plots
 from secant.report.style import CHART_CSS, PAGE_CSS
 from secant.report.summary import summary
@@ -31,7 +32,7 @@ def render_html(report: dict[str, Any]) -> str:
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>Secant report: {escape(names)}</title><style>{PAGE_CSS}{CHART_CSS}</style></head>"
         f"<body>{_header(report)}<main>{summary(models)}"
-        f"{comparison(models) if several else ''}"
+        f"{comparison(models) if several else ''}{guide(models)}"
         f'<div class="cards">{cards}</div>'
         f'<section class="card"><h2>Every reading</h2>{listed or "<p>No readings.</p>"}</section>'
         f"</main>{_footer(report)}</body></html>\n"

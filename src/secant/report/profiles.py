@@ -6,6 +6,7 @@ May import: the standard library, ``secant.report.charts``, ``secant.report.fiel
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from secant.report.charts import (
@@ -37,24 +38,12 @@ from secant.report.fields import (
 
 COLOURS = ("--c1", "--c2", "--c3", "--c4", "--c5", "--c6")
 BEYOND_AXIS = Axis(-0.25, 1.0, (-0.25, 0, 0.25, 0.5, 0.75, 1), "beyond")
-
-
-RAW_WORDS = (
-    "Share of a site's output that one affine map of its input explains on held-out data. "
-    "Near 1 an affine map does almost all of it; near 0 it does no better than the mean. "
-    "Where the residual alone (hollow) is already near 1, a raw R² near 1 says little: "
-    "scaling the input would score almost the same. Read it against the dashed and dotted controls."
+CONTROLS = (
+    ("shuffled", "shuffled weights", "dotted"),
+    ("fresh", "fresh weights", "dashed"),
+    ("residual", "residual alone", "hollow"),
 )
-BEYOND_WORDS = (
-    "What the affine map adds to merely scaling the input. 1 is exactly affine; 0 means the best "
-    "affine map is no better than scaling the input; below 0 it is worse on held-out data. "
-    "A residual path cannot flatter this number, so it is the headline where input and output "
-    "have one shape."
-)
-CONTEXT_WORDS = (
-    " With context, the fit also sees neighbours (the sequence mean and the previous row; in "
-    "images the pixels that the block can see): what it gains is context, not nonlinearity."
-)
+"""A control, its name on the page and its look; the last lies on top."""
 
 
 def point_of(x: float, label: str, holder: dict[str, Any], reading: Reading | None = None) -> Point:
@@ -77,21 +66,20 @@ def places_of(sites: list[str]) -> list[tuple[float, str]]:
 
 
 def _profile(
-    readings: dict[str, Reading], places: list[tuple[float, str]], name: str, colour: str
+    readings: dict[str, Reading],
+    places: list[tuple[float, str]],
+    name: str,
+    colour: str,
+    variant: str,
 ) -> list[Series]:
     """The reading's series and, first so that it lies on top, its controls'."""
     here = [(x, site, readings[site]) for x, site in places if site in readings]
     series = []
-    for control, label, css in (
-        ("shuffled", "shuffled weights", "--shuffled"),
-        ("fresh", "fresh weights", "--fresh"),
-        ("residual", "residual alone", "--residual"),
-    ):
+    for control, label, look in CONTROLS:
         points = tuple(point_of(x, f"{s}, {label}", control_of(r, control)) for x, s, r in here)
         wanted = any(point.value is not None for point in points)
-        if wanted and not (control == "residual" and name == "beyond"):
-            look = {"residual": "hollow", "fresh": "dashed"}.get(control, "dotted")
-            series.append(Series(label, points, css, look))
+        if wanted and not (control == "residual" and variant == "beyond"):
+            series.append(Series(label, points, f"--{control}", look))
     points = tuple(point_of(x, f"{site}, {name}", r, r) for x, site, r in here)
     return [*series, Series(name, points, colour)]
 
@@ -124,10 +112,10 @@ def _raw_axis(models: list[Model]) -> Axis:
     return Axis(0.0, 1.0, ticks, "raw R²")
 
 
-def figure(title: str, series: list[Series], axis: Axis, foot: str, words: str, **more: Any) -> str:
-    """A plot under its title and legend, above what it means and what it leaves out.
+def figure(title: str, series: list[Series], axis: Axis, foot: str, **more: Any) -> str:
+    """A plot under its title and legend, above what it leaves out.
 
-    `more`: `ticks`, and `threshold` as for `plot`; `note`, a line of HTML above the words.
+    `more`: `ticks`, and `threshold` as for `plot`; `note`, a line of HTML below it.
     """
     gone = outside(series, axis)
     note = more.get("note", "")
@@ -138,7 +126,8 @@ def figure(title: str, series: list[Series], axis: Axis, foot: str, words: str, 
     drawn = plot(series, axis, more["ticks"], foot, title, threshold=more.get("threshold"))
     return (
         f"<figure><h3>{escape(title)}</h3>{legend(series[::-1])}{drawn}"
-        f'<figcaption>{note}<p class="words">{escape(words)}</p></figcaption></figure>'
+        + (f"<figcaption>{note}</figcaption>" if note else "")
+        + "</figure>"
     )
 
 
@@ -159,9 +148,9 @@ def plots(model: Model, models: list[Model]) -> str:
     several = len(variables_of(model)) > 1
     for variable in variables_of(model):
         tail = f", linear in {variable}" if several else ""
-        for variant, axis, words, colour in (
-            ("raw", _raw_axis(models), RAW_WORDS, "--c1"),
-            ("beyond", BEYOND_AXIS, BEYOND_WORDS, "--c2"),
+        for variant, axis, colour in (
+            ("raw", _raw_axis(models), "--c1"),
+            ("beyond", BEYOND_AXIS, "--c2"),
         ):
             found = fits_of(model, variable, variant)
             if not found:
@@ -172,12 +161,11 @@ def plots(model: Model, models: list[Model]) -> str:
             name = "raw R²" if variant == "raw" else "beyond"
             title = f"{'Raw R²' if variant == 'raw' else 'Beyond the residual'} by site{tail}"
             foot = f"site under {prefix[:-1]}, first to last" if prefix else "site, first to last"
-            series = _profile(found, places_of(sites), name, colour)
+            series = _profile(found, places_of(sites), name, colour, variant)
             context = _context(model, variable, variant, places_of(sites))
             if context:
                 series.insert(-1, context)
-                words += CONTEXT_WORDS
-            figures.append(figure(title, series, axis, foot, words, ticks=ticks))
+            figures.append(figure(title, series, axis, foot, ticks=ticks))
     if not figures:
         return '<p class="words">No fit readings to plot; see the table.</p>'
     return f'<div class="plots">{"".join(figures)}</div>{_undrawn(model)}'
@@ -201,10 +189,15 @@ def _undrawn(model: Model) -> str:
 
 
 def comparison(models: list[Model]) -> str:
-    """All models on one relative depth, in ``beyond`` where any has it, else in raw R²."""
+    """All models on one relative depth, in ``beyond`` where any has it, else in raw R².
+
+    Beside them stands each model with its controls, on the same axis: in one plot with the
+    others' they could not be told apart.
+    """
     has = any(fits_of(m, v, "beyond") for m in models for v in variables_of(m))
     variant, axis = ("beyond", BEYOND_AXIS) if has else ("raw", _raw_axis(models))
     series: list[Series] = []
+    panels: list[tuple[str, list[Series]]] = []
     without: list[str] = []
     for model in models:
         name = text_at(model, "name")
@@ -217,16 +210,40 @@ def comparison(models: list[Model]) -> str:
                 look = "solid" if len(series) < len(COLOURS) else "dashed"
                 label = name if len(variables_of(model)) == 1 else f"{name}, {variable}"
                 series.append(Series(label, points, COLOURS[len(series) % len(COLOURS)], look))
+                # One colour for all: some of theirs are those of the controls.
+                panels.append((label, _profile(found, places, "trained", "--c1", variant)))
                 drawn = True
         if not drawn:
             without.append(name)
     if not series:
         return ""
-    words = BEYOND_WORDS if has else RAW_WORDS
-    if without:
-        words += f" Without such a reading, so not drawn: {', '.join(without)}."
+    gone = f"Without such a reading, so not drawn: {', '.join(without)}." if without else ""
+    note = f'<p class="note">{escape(gone)}</p>' if gone else ""
     ticks = [(0.0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1.0, "1")]
     title = f"{'Beyond the residual' if has else 'Raw R²'} against relative depth"
     foot = "relative depth, first site to last"
-    body = figure(title, series[::-1], axis, foot, words, ticks=ticks)
-    return f'<section class="card"><h2>All models</h2><div class="single">{body}</div></section>'
+    body = figure(title, series[::-1], axis, foot, ticks=ticks, note=note)
+    return (
+        f'<section class="card"><h2>All models</h2><div class="plots">{body}'
+        f"{_beside_controls(panels, axis, variant)}</div></section>"
+    )
+
+
+def _beside_controls(panels: list[tuple[str, list[Series]]], axis: Axis, variant: str) -> str:
+    """A small plot for each model with its controls; empty where there are none."""
+    if all(len(series) == 1 for _, series in panels):
+        return ""
+    small = replace(axis, ticks=(0.0, 1.0))
+    drawn = "".join(
+        f"<div><code>{escape(name)}</code>"
+        f"{plot(series, small, [(0.0, '0'), (1.0, '1')], '', name, is_small=True)}</div>"
+        for name, series in panels
+    )
+    words = "Across: relative depth. "
+    words += "The residual alone stands at 0." if variant == "beyond" else ""
+    looks = {one.name: one for _, series in panels for one in series}
+    return (
+        "<figure><h3>Each model beside its controls</h3>"
+        f'{legend(list(looks.values())[::-1])}<div class="panels wide">{drawn}</div>'
+        f'<figcaption class="words">{words}</figcaption></figure>'
+    )

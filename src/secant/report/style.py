@@ -30,7 +30,6 @@ grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:10px;
 padding:1.1rem 1.2rem;min-width:0;margin:1.1rem 0}
 .cards .card{margin:0}
-.single{max-width:760px}
 figure{margin:0;min-width:0}
 ul{padding-left:1.1rem;margin:.4rem 0}
 li{margin:.2rem 0}
@@ -51,6 +50,11 @@ summary:hover{color:var(--ink)}
 .figure{font-size:.9rem}
 .panels{display:grid;gap:.6rem 1rem;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));
 margin:.4rem 0 1rem}
+.panels.wide{grid-template-columns:repeat(auto-fill,minmax(min(200px,45%),1fr))}
+.guide{columns:2 22rem;column-gap:1.6rem;margin:.4rem 0 0}
+.guide div{break-inside:avoid;margin:0 0 .6rem}
+dt{font-weight:600;color:var(--ink)}
+dd{margin:0}
 .panels code{font-size:.78rem;color:var(--soft);overflow-wrap:anywhere}
 footer{padding-bottom:2.5rem}
 """

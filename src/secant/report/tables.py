@@ -13,6 +13,8 @@ from secant.report.fields import (
     LONGEST_REASON,
     Model,
     Reading,
+    bound_shown,
+    censored_of,
     control_of,
     details_of,
     difference_of,
@@ -88,10 +90,10 @@ def _row(
     known = low is not None and high is not None
     words = [text_at(reading, key) for key in ("site", "variable", "variant")]
     words += ["" if details.get(key) is None else _brief(details[key]) for key in places]
-    censored = details.get("censored")
+    censored = censored_of(reading)
     cells = [
-        str(censored) if censored and value is None else number(value, 4),
-        f"{number(low, 4)} to {number(high, 4)}" if known else "n/a",
+        censored or number(value, 4),
+        f"{number(low, 4)} to {number(high, 4)}" if known else bound_shown(reading) or "n/a",
     ]
     for name in names:
         cells.append(_control(reading, name))
@@ -127,8 +129,8 @@ def _told(details: dict[str, Any]) -> str:
 
 
 def _is_clutter(key: str, held: Any) -> bool:
-    """Sums by group serve other computations, not a reader; null says nothing."""
-    return held is None or str(key).endswith("_by_group")
+    """Null says nothing, bounds stand in their column, and sums by group serve no reader."""
+    return held is None or key in ("at_least", "at_most") or str(key).endswith("_by_group")
 
 
 def _brief(held: Any) -> str:

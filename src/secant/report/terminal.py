@@ -22,32 +22,56 @@ def _number(value: float | None) -> str:
     return "n/a" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
-def _with_interval(reading: Reading) -> str:
-    if reading.interval is None:
-        return _number(reading.value)
-    low, high = reading.interval
-    assert reading.value is not None
-    return f"{_number(reading.value)} ±{max(high - reading.value, reading.value - low):.3f}"
-
-
-def _control(reading: Reading, name: str) -> str:
-    control: dict[str, Any] = reading.controls.get(name, {})
-    return _number(control.get("value"))
-
-
-def _radius(details: dict[str, Any], value: float | None) -> str:
-    """A step length, or the end of the grid that it lies beyond."""
-    censored = details.get("censored")
-    if censored is None:
+def _with_interval(held: dict[str, Any] | Reading | None) -> str:
+    """A number over the half-width of its interval, the longer side."""
+    if held is None:
+        return "n/a"
+    value, interval = (
+        (held.value, held.interval)
+        if isinstance(held, Reading)
+        else (held.get("value"), held.get("interval"))
+    )
+    if value is None or interval is None or not all(map(math.isfinite, interval)):
         return _number(value)
-    return f"> {details['lower']:g}" if censored.startswith("past") else f"< {details['upper']:g}"
+    return f"{_number(value)}\n±{max(interval[1] - value, value - interval[0]):.3f}"
 
 
-def _control_radius(reading: Reading, name: str) -> str:
-    control: dict[str, Any] = reading.controls.get(name, {})
+def _control(reading: Reading | None, name: str) -> str:
+    return _with_interval(None if reading is None else reading.controls.get(name, {}))
+
+
+def _radius(radius: Reading | None) -> str:
+    """A step length, or the end of the grid that it lies beyond, over what its interval says.
+
+    Both ends are named, for they lie apart by a factor, not by a distance.
+    """
+    if radius is None:
+        return "n/a"
+    details, value, edge = radius.details, _number(radius.value), None
+    if details.get("censored") is not None:
+        is_past = details["censored"] == "past the grid"
+        edge = details["lower"] if is_past else details["upper"]
+        value = f"{'>' if is_past else '<'} {edge:g}"
+    # A bound at the grid's edge says no more than the line above it.
+    ends = [
+        None if end is None or end == edge else _short(end)
+        for end in (details.get("at_least"), details.get("at_most"))
+    ]
+    if None not in ends:
+        return f"{value}\n{ends[0]}–{ends[1]}"
+    told = [f"{sign} {end}" for sign, end in zip("≥≤", ends, strict=True) if end]
+    return "\n".join([value, *told])
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
+
+
+def _control_radius(radius: Reading | None, name: str) -> str:
+    control: dict[str, Any] = {} if radius is None else radius.controls.get(name, {})
     censored = control.get("censored")
     if censored is not None:
-        return "longer" if censored.startswith("past") else "shorter"
+        return "longer" if censored == "past the grid" else "shorter"
     return _number(control.get("value"))
 
 
@@ -117,7 +141,7 @@ def _fits(report: ModelReport) -> Table:
     )
     table.add_column("site", overflow="fold", min_width=8)
     for name in ("raw R²", "residual alone", "beyond", "with context", "fresh", "shuffled"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     table.add_column("warn", justify="right")
     by_site: dict[str, dict[str, Reading]] = {}
     for reading in report.readings:
@@ -130,10 +154,10 @@ def _fits(report: ModelReport) -> Table:
             escape(site.removeprefix(prefix)),
             _with_interval(raw),
             _control(raw, "residual"),
-            _with_interval(beyond) if beyond else "n/a",
-            _number(context.value) if context else "n/a",
-            _control(beyond, "fresh") if beyond else "n/a",
-            _control(beyond, "shuffled") if beyond else "n/a",
+            _with_interval(beyond),
+            _with_interval(context),
+            _control(beyond, "fresh"),
+            _control(beyond, "shuffled"),
             str(len(raw.warnings) or ""),
         )
     return table
@@ -146,14 +170,16 @@ def _curves(report: ModelReport) -> Table:
         title=escape(f"{report.name}: bends along straight lines{_under(prefix)}"),
         caption="chord: bend halfway between two inputs, over a quarter of the chord, without the "
         "residual's share where shapes allow; 0 is affine. radius: how far, in median distances "
-        "between inputs, the tangent (or adding two changes) holds to 10 %; longer is more linear",
+        "between inputs, the tangent (or adding two changes) holds to 10 %; longer is more linear. "
+        "Below: half-width of the 95 % interval, or its ends; the page has those of the controls'"
+        " radii too",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     table.add_column("site", overflow="fold", min_width=8)
     heads = ("chord", "fresh", "shuffled", "tangent radius", "fresh", "shuffled", "sum radius")
     for name in heads:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     found: dict[str, dict[tuple[str, str], Reading]] = {}
     for one in report.readings:
         if one.gauge == "chord" and one.details.get("t") != 0.5:
@@ -165,14 +191,15 @@ def _curves(report: ModelReport) -> Table:
     for site, of_site in found.items():
         cells = [escape(site.removeprefix(prefix))]
         chord = of_site.get(("chord", "beyond")) or of_site.get(("chord", "raw"))
-        cells.append(_with_interval(chord) if chord else "n/a")
-        cells += [_control(chord, name) if chord else "n/a" for name in ("fresh", "shuffled")]
-        for gauge in ("tangent", "sum"):
-            radius = of_site.get((gauge, "beyond")) or of_site.get((gauge, "raw"))
-            cells.append(_radius(radius.details, radius.value) if radius else "n/a")
-            if gauge == "tangent":
-                names = ("fresh", "shuffled")
-                cells += [_control_radius(radius, name) if radius else "n/a" for name in names]
+        tangent, adding = (
+            of_site.get((gauge, "beyond")) or of_site.get((gauge, "raw"))
+            for gauge in ("tangent", "sum")
+        )
+        cells.append(_with_interval(chord))
+        cells += [_control(chord, name) for name in ("fresh", "shuffled")]
+        cells.append(_radius(tangent))
+        cells += [_control_radius(tangent, name) for name in ("fresh", "shuffled")]
+        cells.append(_radius(adding))
         table.add_row(*cells)
     return table
 

@@ -1,46 +1,91 @@
 """What each plot says, in plain words: what a high and a low value mean.
 
-Holds: the words under curves, radii and pieces.
+Holds: ``PLOT_WORDS``.
 May import: nothing.
 """
 
-CURVE_WORDS = {
+PLOT_WORDS = {
+    "marks": (
+        "Lines and marks",
+        "Solid is the model itself, with 95 % intervals over whole units (documents, images) as "
+        "whiskers or bands. Dashed is the same architecture with fresh weights, dotted with each "
+        "tensor's trained entries shuffled: what they share with the model, training did not make. "
+        "An arrow at the edge is a value outside the drawn range.",
+    ),
+    "raw": (
+        "Raw R²",
+        "Share of a site's output that one affine map of its input explains on held-out data. "
+        "Near 1 an affine map does almost all of it; near 0 it does no better than the mean. "
+        "Where the residual alone (hollow) is already near 1, a raw R² near 1 says little: "
+        "scaling the input would score almost the same.",
+    ),
+    "beyond": (
+        "Beyond the residual",
+        "What the affine map adds to merely scaling the input. 1 is exactly affine; 0 means the "
+        "best affine map is no better than scaling the input, so the residual alone stands at 0; "
+        "below 0 it is worse on held-out data. A residual path cannot flatter this number, so it "
+        "is the headline where input and output have one shape.",
+    ),
+    "context": (
+        "With context",
+        "The fit also sees neighbours (the sequence mean and the previous row; in images the "
+        "pixels that the block can see): what it gains is context, not nonlinearity.",
+    ),
     "chord": (
+        "Off the chord",
         "Walk straight from one input to another. The curve says how far the output strays from "
         "the straight line between its two ends, in units of t(1 − t) times their distance. Near "
         "0 the output walks straight too; at 1, halfway, it is off by a quarter of the way. Low "
-        "is what an affine map does; low alone does not prove one."
+        "is what an affine map does; low alone does not prove one.",
     ),
     "tangent": (
+        "Off the tangent",
         "The error of the tangent (first-order expansion) after a step ρ, relative to the whole "
         "change. Near 0 the derivative predicts the change; at 1 it is as wrong as predicting "
-        "none. A curve that stays low far to the right is linear over a long way."
+        "none. A curve that stays low far to the right is linear over a long way.",
     ),
     "sum": (
+        "Changes that do not add",
         "Change the input by a, by b, and by both. The curve says how much the change under both "
         "differs from the two added up. Near 0 changes add; at 1 the interaction is as large as "
-        "the two changes together."
+        "the two changes together.",
     ),
     "homogeneity": (
+        "Changes that do not scale",
         "Scale a step and see whether the change scales with it. Near 0 it does; at 1 the "
-        "departure is as large as the scaled change."
+        "departure is as large as the scaled change.",
+    ),
+    "data steps": (
+        "Data directions",
+        "Steps go towards other data points, where the model is used.",
+    ),
+    "random steps": (
+        "Random directions",
+        "Steps go in random directions, most of which no data point takes.",
+    ),
+    "beyond curve": (
+        "Curves beyond the residual",
+        "The part of the change that merely passes through is left out of the denominator, so a "
+        "residual path cannot make the curve look low. The curve with it (raw) is folded away.",
+    ),
+    "curves": (
+        "Root scale",
+        "The heights of curves are square roots, so that errors of 10 %, the dotted level, can be "
+        "seen beside errors of 400 %.",
+    ),
+    "radius": (
+        "Radius",
+        "The step at which the error passes 10 %, an open dot on the curve. High means linear over "
+        "a long way; 1 is the median distance between two data points. An open arrow upwards: the "
+        "error never passed it on the grid, so the radius is longer than drawn; downwards: it had "
+        "passed at the first step. A whisker that runs to the edge has no end on the grid. The "
+        "interval takes the median distance as given.",
+    ),
+    "pieces": (
+        "Pieces",
+        "Each tick is a place where the network, walked along a straight line between two inputs, "
+        "turns from one affine map to another. No tick means one affine map all the way; many "
+        "ticks say that it bends often, not how sharply: the chord says that.",
     ),
 }
-DIRECTION_WORDS = {
-    "data": " Steps go towards other data points, where the model is used.",
-    "random": " Steps go in random directions, most of which no data point takes.",
-}
-BEYOND_CURVE_WORDS = (
-    " Beyond the residual: the part of the change that merely passes through is left out of the "
-    "denominator, so a residual path cannot make the curve look low."
-)
-RADIUS_WORDS = (
-    "The step at which the error passes the threshold. High means linear over a long way; 1 is the "
-    "median distance between two data points. An open arrow upwards: the error never passed it on "
-    "the grid, so the radius is longer than drawn; downwards: it had passed at the first step."
-)
-PIECES_WORDS = (
-    "Each tick is a place where the network, walked along a straight line between two inputs, "
-    "turns from one affine map to another. No tick means one affine map all the way; many ticks "
-    "say that it bends often, not how sharply: the chord says that."
-)
+"""The kind of plot or mark, its name on the page, and its words."""
