@@ -21,3 +21,7 @@ class LoadError(InputError):
 
 class ControlError(InputError):
     """A control cannot be made for this model; the message says why."""
+
+
+class StateError(SecantError):
+    """The state of a run cannot be kept or read again; no fault of the model or the data."""
