@@ -69,6 +69,7 @@ BAD_FILES = {
     "strings": ("x.npy", array(["a", "b"]), "numbers"),
     "scalar": ("x.npy", array(3.0), "first dimension"),
     "complex": ("x.npy", array([[1j] * 64] * 40), "real"),
+    "only nan": ("x.npy", array([[float("nan")] * 64] * 40), "must hold numbers"),
     "empty array": ("x.npy", array([]), "no units"),
     "empty npy file": ("x.npy", text(""), "cannot be read"),
     "lying header": ("x.safetensors", lying_safetensors, "safetensors"),

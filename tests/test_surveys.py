@@ -239,7 +239,7 @@ def test_few_units_are_told_once_a_model(units, is_few):
     for model in report.models:
         told = [note for note in model.notes if note.startswith("Few units: 49")]
         assert len(told) == is_few
-        assert all("want 50 or more" in note for note in told)
+        assert all("At least 50 are wanted" in note for note in told)
         assert not any("Few units" in text for one in model.readings for text in one.warnings)
 
 

@@ -110,8 +110,8 @@ def few_units(units: int) -> list[str]:
     if units >= FEWEST_UNITS:
         return []
     return [
-        f"Few units: {units}, where the 95 % intervals want {FEWEST_UNITS} or more and are too "
-        "narrow with fewer. Give more documents, images or rows."
+        f"Few units: {units}. At least {FEWEST_UNITS} are wanted: with fewer, the intervals "
+        "cover the truth less often than 95 %. Give more documents, images or rows."
     ]
 
 

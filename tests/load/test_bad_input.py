@@ -183,8 +183,8 @@ def test_a_decoder_is_surveyed_and_notes_are_kept(run, here, tiny):
     assert err == ""
     (model,) = json.loads((here / "out" / "report.json").read_text())["models"]
     assert model["notes"] == [
-        "Few units: 41, where the 95 % intervals want 50 or more and are too narrow with fewer. "
-        "Give more documents, images or rows.",
+        "Few units: 41. At least 50 are wanted: with fewer, the intervals cover the truth less "
+        "often than 95 %. Give more documents, images or rows.",
         "1 of 41 texts were longer than the model's 32 tokens and were cut off there.",
     ]
     assert "longer than the model's" in " ".join(out.split())

@@ -25,7 +25,10 @@ cost a Student quantile of 2.8 rather than 2.3 and so a fifth more width.
 """
 
 FEWEST_UNITS = 50
-"""Units from which the intervals were checked; see the limits of `ratio_interval`."""
+"""Units from which the intervals were checked; see the limits of `ratio_interval`.
+
+With 20 to 40, four populations of the test were covered 90 to 95 % (600 draws each).
+"""
 
 
 def ratio_interval(residual: Tensor, total: Tensor, level: float = 0.95) -> tuple[float, float]:
