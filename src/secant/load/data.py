@@ -6,10 +6,12 @@ May import: torch, numpy, ``secant.errors``, ``secant.load``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from secant.errors import LoadError
 from secant.load.arrays import SUFFIXES, read_array
@@ -46,13 +48,16 @@ def load_data(
         units = from_object(source, column, options.label_column, rows)
     if len(units) == 0:
         raise LoadError(f"data {units.name!r} holds no units. Give at least a few.")
-    for name, values in (units.fields or {"": units.tensor}).items():
-        if values is not None and not any(bool(torch.isfinite(row).any()) for row in values):
+    tables: dict[str, Iterable[Tensor]] = dict(units.fields or {})
+    if units.tensor is not None:
+        tables[""] = units.tensor
+    for name, values in tables.items():
+        if not any(bool(torch.isfinite(row).any()) for row in values):
             field = f" in {name!r}" if name else ""
             raise LoadError(
                 f"data {units.name!r} must hold numbers; every value{field} of all {len(units)} "
-                f"units, of shape {tuple(values[0].shape)}, is NaN or infinite. Check how the data "
-                "was made, and fill in what is missing."
+                f"units, of shape {tuple(next(iter(values)).shape)}, is NaN or infinite. "
+                "Check how the data was made, and fill in what is missing."
             )
     return units
 
