@@ -233,6 +233,23 @@ def test_a_model_that_draws_at_random_has_no_fingerprint_of_its_output():
     assert digest_of_output(feed_of(nn.Sequential(nn.Linear(4, 4), Drawing()), data)) is None
 
 
+class Answers(nn.Module):
+    """Says something before its answer, which is the only tensor."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return {"note": "unused", "answer": [self.factor * x]}
+
+
+def test_the_fingerprint_is_of_every_tensor_that_comes_out():
+    data = torch.randn(80, 4)
+    one, same, other = (digest_of_output(feed_of(Answers(f), data)) for f in (1.0, 1.0, 1.5))
+    assert one == same != other
+
+
 @pytest.mark.parametrize(("units", "is_few"), [(49, True), (50, False)])
 def test_few_units_are_told_once_a_model(units, is_few):
     report = survey(["demo:linear", "demo:mlp"], rows=units, gauges=["fit"], has_controls=False)

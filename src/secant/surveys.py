@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,7 +28,6 @@ from secant.load.data import load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model, shuffled
 from secant.load.options import DEFAULTS, LoadOptions
-from secant.maps.calls import first_tensor
 from secant.maps.sites import find_sites
 from secant.passes import Found, Passes, Progress, Settings
 from secant.readings import ModelReport, Reading, Report, hardware
@@ -130,9 +129,20 @@ def digest_of_output(feed: Feed) -> str | None:
     for _ in range(2):
         forward, _mask = feed.forward(model, feed.batches[0])
         with torch.no_grad():
-            output = first_tensor(forward(), "(model)", "output")
-        found.append(_digest("", [("output", output)]))
+            found.append(_digest("", _tensors(forward())))
     return found[0] if found[0] == found[1] else None
+
+
+def _tensors(output: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that a model returned, with its place."""
+    if isinstance(output, Tensor):
+        yield name, output
+    elif isinstance(output, Mapping):
+        for key, part in output.items():
+            yield from _tensors(part, f"{name}.{key}")
+    elif isinstance(output, tuple | list):
+        for place, part in enumerate(output):
+            yield from _tensors(part, f"{name}.{place}")
 
 
 def _digest(begin: str, named: Iterable[tuple[str, Tensor]]) -> str:
