@@ -4,13 +4,23 @@ Holds: tests of ``secant.cli``.
 May import: pytest, numpy, torch, safetensors, ``secant``.
 """
 
+import itertools
 import json
+import os
+import signal
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
+
+from secant.comparisons import compare
+from secant.readings import ModelReport, Reading, Report
+from secant.report.terminal import render_comparison
 
 
 def assert_one_line(result):
@@ -59,6 +69,7 @@ BAD_FILES = {
     "strings": ("x.npy", array(["a", "b"]), "numbers"),
     "scalar": ("x.npy", array(3.0), "first dimension"),
     "complex": ("x.npy", array([[1j] * 64] * 40), "real"),
+    "only nan": ("x.npy", array([[float("nan")] * 64] * 40), "must hold numbers"),
     "empty array": ("x.npy", array([]), "no units"),
     "empty npy file": ("x.npy", text(""), "cannot be read"),
     "lying header": ("x.safetensors", lying_safetensors, "safetensors"),
@@ -76,7 +87,7 @@ def test_bad_data_is_one_line(run, tmp_path, case):
         run("report", "demo:linear", "--no-controls", "--data", tmp_path / name, "--out", out)
     )
     assert word in err
-    assert not list(out.glob("*"))
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +104,7 @@ def test_bad_arguments_are_one_line(run, tmp_path, args, words):
     out = tmp_path / "out"
     err = assert_one_line(run("report", *args, "--out", out))
     assert all(word in err for word in words)
-    assert not list(out.glob("*"))
+    assert not out.exists()
 
 
 def test_a_glob_without_match_names_the_nearest_site(run, tmp_path):
@@ -103,7 +114,106 @@ def test_a_glob_without_match_names_the_nearest_site(run, tmp_path):
     out = tmp_path / "out"
     err = assert_one_line(run("report", "demo:linear", "--site", f"{site}x*", "--out", out))
     assert site in err.split("Nearest:")[1]
-    assert not list(out.glob("*"))
+    assert not out.exists()
+
+
+def test_a_refused_run_leaves_nothing_that_it_made(run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for args in (["report", "nonesuch"], ["anatomy", "nonesuch"]):
+        for out in ("mine", "a/b/c"):
+            where = tmp_path / out / ("x.json" if args[0] == "anatomy" else "")
+            assert_one_line(run(*args, "--out", where))
+            assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
+def test_a_state_that_cannot_be_kept_is_one_line_and_stays(run, tmp_path, monkeypatch):
+    """The plan is kept, the sums are not: as on a disk that is filling up."""
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    args = ["report", "demo:linear", "--gauge", "fit", "--rows", 60, "--out", tmp_path / "out"]
+    with monkeypatch.context() as patched:
+        patched.setattr("secant.engine.checkpoint.save_file", full)
+        err = assert_one_line(run(*args))
+    assert "No space left on device" in err
+    assert "--resume then goes on" in err
+    assert (tmp_path / "out" / ".states" / "plan.json").is_file()
+    code, _, err = run(*args, "--resume")
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.html"}
+
+
+COMMANDS = {
+    "report": ["demo:linear", "--gauge", "fit", "--rows", "60", "--no-controls", "--out", "OUT"],
+    "sites": ["demo:cnn"],
+    "diff": ["REPORT", "REPORT"],
+    "anatomy": ["demo:linear", "--rows", "200"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_reader_that_has_gone_ends_the_program_as_it_ends_others(tmp_path, name):
+    """As in `secant diff a b | head -1`; what was to be written is written before."""
+    path = tmp_path / "report.json"
+    reading = Reading("features", "a", "fit", "raw", 0.5, (0.4, 0.6), {})
+    one = ModelReport("m", "d", 60, 60, ["a"], [reading], {})
+    path.write_text(Report("2025", 0, {}, "CPU", {}, [one]).to_json())
+    places = {"OUT": str(tmp_path / "out"), "REPORT": str(path)}
+    args = [places.get(arg, arg) for arg in COMMANDS[name]]
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run(
+        [sys.executable, "-c", "from secant.cli import main; main()", name, *args],
+        stdout=writer, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writer)
+    assert ran.stderr == ""
+    assert ran.returncode == 128 + signal.SIGPIPE
+    assert (tmp_path / "out" / "report.json").is_file() == (name == "report")
+
+
+def long_names():
+    sites = [f"encoder.layer.{i}.attention.self.{part}" for i in (1, 11) for part in "qk"]
+    readings = [
+        Reading("features", site, "fit", "context beyond", 0.5, (0.4, 0.6), {}) for site in sites
+    ]
+    (one,) = made = [ModelReport("m", "d", 60, 60, sites, readings, {})]
+    return Report("2025", 0, {}, "CPU", {}, made), [
+        site.removeprefix("encoder.layer.") for site in one.sites
+    ]
+
+
+def test_a_comparison_in_a_pipe_is_as_wide_as_its_names(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    report, names = long_names()
+    path, _ = report.save(tmp_path)
+    code, out, _ = run("diff", path, path)
+    assert code == 0
+    for name in names:
+        (line,) = [line for line in out.splitlines() if f" {name} " in line]
+        assert "fit context beyond" in line
+        assert "[-0.1" in line or "[0.000, 0.000]" in line
+
+
+def test_a_comparison_in_a_terminal_can_be_told_apart():
+    """At 80 columns the path that all sites share is said once, and names fold a little."""
+    report, names = long_names()
+    console = Console(width=80, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        for part in render_comparison(compare(report, report), 0.02, 40):
+            console.print(part)
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "sites under encoder.layer" in lines[0]
+    (head,) = [line for line in lines if " site " in line]
+    column = slice(head.index("site"), head.index("reading"))
+    starts = [number for number, line in enumerate(lines) if "0.500" in line]
+    cells = [
+        "".join(line[column].strip() for line in lines[start:end])
+        for start, end in itertools.pairwise([*starts, starts[-1] + 2])
+    ]
+    assert cells == names
 
 
 def test_out_under_a_file_is_one_line(run, tmp_path):

@@ -244,6 +244,7 @@ def in_reading(**changes: Any) -> str:
         (in_reading(value="high"), "readings[0].value should be a number, got str"),
         (in_reading(interval=[0.1]), "interval should be a list of 2"),
         (in_reading(value=1e400), "value should be a number"),
+        (in_reading(interval=[None, 1.0]), "interval[0] should be a number, got null"),
         (broken(models=[]), "readings in common"),
     ],
 )

@@ -12,8 +12,7 @@ from torch import nn
 
 from secant.errors import InputError
 from secant.experiments import (
-    DERIVATIVES,
-    EVALUATIONS,
+    CURVES,
     FRACTIONS,
     RANDOM_RHOS,
     RHOS,
@@ -22,6 +21,7 @@ from secant.experiments import (
     experiment_sums,
 )
 from secant.load.data import load_data
+from secant.load.feed import Feed
 from secant.load.models import load_model
 from secant.maps.sites import find_sites
 from secant.trials import Design, draw_sample
@@ -272,7 +272,19 @@ def test_the_model_is_left_as_it_was():
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
 
 
-def test_the_cost_is_what_was_evaluated():
+@pytest.mark.parametrize(
+    ("gauges", "evaluations", "derivatives"),
+    [
+        (CURVES, 33, 2),
+        (("chord",), 7, 1),
+        (("tangent",), 15, 2),
+        (("sum",), 13, 1),
+        (("homogeneity",), 9, 1),
+        (("sum", "homogeneity", "chord"), 23, 1),
+    ],
+)
+def test_the_cost_is_what_was_evaluated(gauges, evaluations, derivatives):
+    """Counted by hand: the points of each curve, those that curves share, and one for the noise."""
     calls = []
 
     def counted(x):
@@ -281,15 +293,31 @@ def test_the_cost_is_what_was_evaluated():
 
     net, told = net_of(counted), []
     feed = feed_of(net, points())
-    readings, cost = experiment(net, feed, ["0"], DESIGN, lambda *done: told.append(done))
-    assert cost["experiment_evaluations"] == 2 * EVALUATIONS
-    assert cost["experiment_derivatives"] == 2 * DERIVATIVES
+    readings, cost = experiment(net, feed, ["0"], DESIGN, lambda *done: told.append(done), gauges)
+    assert cost["experiment_evaluations"] == 2 * evaluations
+    assert cost["experiment_derivatives"] == 2 * derivatives
     assert cost["experiment_forwards"] == 5
     # The site is the whole model here: two maps, their evaluations and derivatives, and five.
-    assert sum(calls) / 20 == 2 * (EVALUATIONS + DERIVATIVES) + 5
+    assert sum(calls) / 20 == 2 * (evaluations + derivatives) + 5
     assert told[-1] == (40, 40)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert len(readings) == 2 * (2 * (5 + 8 + 6 + 2 * 4) + 6)
+    # Each point and radius raw and beyond: tangent has radii along two directions, sum along one.
+    counts = {"chord": 5, "tangent": 8 + 6 + 2, "sum": 4 + 1, "homogeneity": 4}
+    assert len(readings) == 2 * 2 * sum(counts[gauge] for gauge in gauges)
+
+
+@pytest.mark.parametrize("name", ["demo:transformer", "demo:cnn"])
+def test_one_gauge_alone_has_the_bits_that_it_has_beside_the_others(name):
+    loaded, units = load_model(name), load_data("demo:digits", rows=60)
+    feed = Feed(loaded, units, groups=10, batch_size=16, seed=0)
+    sites = find_sites(loaded.model, None)
+
+    def readings(gauges):
+        return experiment(loaded.model, feed, sites, DESIGN, gauges=gauges)[0]
+
+    whole = readings(CURVES)
+    for gauges in [(gauge,) for gauge in CURVES] + [("homogeneity", "tangent")]:
+        assert readings(gauges) == [one for one in whole if one.gauge in gauges]
 
 
 def test_a_site_with_state_is_refused():

@@ -124,7 +124,7 @@ def test_the_exception_stays_inside_a_function():
 def test_public_names():
     names = [
         "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions", "Reading",
-        "Report", "SecantError", "anatomy", "compare", "pieces", "survey",
+        "Report", "SecantError", "StateError", "anatomy", "compare", "pieces", "survey",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:

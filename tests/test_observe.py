@@ -136,14 +136,14 @@ def test_units_that_are_not_finite_are_left_out_and_told(shape: tuple[int, ...])
     found, expected = results["0"].fit, clean["0"].fit
     assert found.rows == expected.rows
     assert found.scores["raw"].value == pytest.approx(expected.scores["raw"].value, abs=1e-12)
-    (reading,) = [r for r in fit_readings("0", results["0"], {}, {}, 100) if r.variant == "raw"]
+    (reading,) = [r for r in fit_readings("0", results["0"], 100) if r.variant == "raw"]
     assert f"{bad} units gave values that are not finite" in " ".join(reading.warnings)
     assert reading.samples["units"] == 100 - bad
 
 
 def test_a_site_without_one_finite_value_is_an_input_error() -> None:
     data = torch.full((40, 3), torch.nan)
-    with pytest.raises(InputError, match="no finite value"):
+    with pytest.raises(InputError, match="NaN or infinity for every one of 40 units"):
         observed(nn.Sequential(nn.Identity()), data, ["0"])
 
 
@@ -155,7 +155,7 @@ def test_a_container_and_its_only_child_are_told_apart_from_twins() -> None:
     twins = duplicates_of(observer)
     assert twins == {"0": "0.0"} or twins == {"0.0": "0"}
     (later, earlier) = next(iter(twins.items()))
-    readings = fit_readings(later, results[later], {}, {}, 60, earlier)
+    readings = fit_readings(later, results[later], 60, earlier)
     assert all(f"site '{earlier}'" in " ".join(r.warnings) for r in readings)
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
 import pytest
 
 from secant.errors import LoadError
-from secant.readings import ModelReport, Reading, Report, hardware
+from secant.readings import ModelReport, Reading, Report, hardware, interval_of, number
 
 
 def made(name: str = "m") -> Report:
     reading = Reading(
-        "features", "a", "fit", "raw", math.nan, (-math.inf, 1.0), {"units": 3},
+        "features", "a", "fit", "raw", None, (0.25, 1.0), {"units": 3},
         {"fresh": {"value": None, "missing": "why"}}, ["w"], {"t": 0.5, "list": [1, 2.5]},
     )  # fmt: skip
     plain = Reading("inputs", "(model)", "chord", "raw", 0.25, None, {})
@@ -28,11 +30,24 @@ def test_what_is_saved_is_loaded(tmp_path: Path):
     path, _ = made().save(tmp_path)
     found = Report.load(path)
     assert found.as_dict() == made().as_dict()
-    one, other = found.models[0].readings
-    assert one.value is None
-    assert math.isnan(one.interval[0])
-    assert one.interval[1] == 1
-    assert other == made().models[0].readings[1]
+    assert found == made()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_number_is_none_and_nothing_else(value: float):
+    assert number(value) is None
+    assert number(0.5) == 0.5
+    assert interval_of((value, 1.0)) is None
+    assert interval_of((0.5, 1.0)) == (0.5, 1.0)
+    assert interval_of(None) is None
+    for held in ({"value": value, "interval": None}, {"value": 0.5, "interval": (0.0, value)}):
+        with pytest.raises(AssertionError, match="no number is None"):
+            Reading("features", "a", "fit", "raw", **held, samples={})
+    details = {"gap_by_group": [value, 1.0], "floor": value}
+    reading = Reading("features", "a", "fit", "raw", None, None, {}, details=details)
+    report = replace(made(), models=[replace(made().models[0], readings=[reading])])
+    (found,) = json.loads(report.to_json(), parse_constant=pytest.fail)["models"][0]["readings"]
+    assert found["details"] == {"gap_by_group": [None, 1.0], "floor": None}
 
 
 def test_a_failed_save_leaves_the_old_report_whole(tmp_path: Path, monkeypatch):

@@ -1,15 +1,18 @@
 """A survey that is killed and resumed is the survey that was not, to the last bit."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from secant.engine.checkpoint import Checkpoint
-from secant.errors import InputError
+from secant.errors import InputError, StateError
 from secant.load.models import shuffled
-from secant.surveys import survey
+from secant.surveys import digest_of_output, survey
+from toy_tokens import feed_of
 
 MODELS = ["demo:transformer", "demo:cnn"]
 
@@ -114,7 +117,9 @@ def test_a_control_that_overflows_is_missing_and_says_why():
     assert {one.site for one in found.readings} == {"0", "1", "2"}
     spoiled = [one.controls["shuffled"] for one in found.readings if one.site == "1"]
     assert all(control["value"] is None for control in spoiled)
-    assert all("no finite value" in control["missing"] for control in spoiled)
+    assert all(
+        "NaN or infinity for every one of 80 units" in control["missing"] for control in spoiled
+    )
 
 
 def test_sites_that_pool_are_passed_over_unless_named():
@@ -151,6 +156,110 @@ def test_other_settings_or_data_do_not_resume(tmp_path):
     with pytest.raises(InputError, match="another fingerprint"):
         survey(MODELS[::-1], rows=60, gauges=["fit"], batch_size=16, states=states, resume=True)
     assert states.is_dir(), "what was kept is still there"
+
+
+def test_resume_needs_the_folder_of_a_run():
+    with pytest.raises(InputError, match="got resume without `states`"):
+        survey(["demo:linear"], resume=True)
+
+
+@pytest.mark.parametrize("step", ["1-trained-fit", "0-fresh-fit", "1-shuffled-fit"])
+def test_a_full_disk_ends_the_run_which_then_goes_on(tmp_path, whole, monkeypatch, step):
+    """Also while a control is read, whose own failures are only named beside the readings."""
+    states = tmp_path / "states"
+    replace = os.replace
+
+    def full(source, target):
+        if Path(target).name == f"{step}.safetensors":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        with pytest.raises(StateError, match=r"No space left on device.*--resume"):
+            run(states)
+    assert readings(run(states, resume=True)[0]) == whole
+    assert not states.exists()
+
+
+def test_sums_go_once_their_readings_are_kept(tmp_path):
+    """At any time the sums of one pass alone are on the disk."""
+    states, seen = tmp_path / "states", []
+
+    def progress(label, done, total):
+        seen.append(sorted(path.stem for path in states.glob("*.safetensors")))
+
+    survey(MODELS, rows=60, gauges=["fit"], batch_size=16, progress=progress, states=states)
+    assert max(map(len, seen)) == 1
+    assert {steps[0] for steps in seen} == {
+        f"{place}-{what}-fit" for place in (0, 1) for what in ("trained", "fresh", "shuffled")
+    }
+
+
+class Twisted(nn.Sequential):
+    """The modules, weights and buffers of another `nn.Sequential`, with another forward."""
+
+    def __repr__(self):
+        return super().__repr__().replace("Twisted", "Sequential", 1)
+
+    def forward(self, x):
+        return super().forward(x) + 1e-3 * x.sin()
+
+
+def test_another_forward_of_the_same_modules_does_not_resume(tmp_path):
+    torch.manual_seed(0)
+    parts, data = [nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)], torch.randn(80, 4)
+
+    def go(model, **options):
+        return survey([model], data, gauges=["fit"], states=tmp_path / "states", **options)
+
+    def stop(label, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(nn.Sequential(*parts), progress=stop)
+    with pytest.raises(InputError, match=r"another fingerprint at '0-output'"):
+        go(Twisted(*parts), resume=True)
+    assert go(nn.Sequential(*parts), resume=True).models
+
+
+class Drawing(nn.Module):
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
+def test_a_model_that_draws_at_random_has_no_fingerprint_of_its_output():
+    data = torch.randn(80, 4)
+    feed = feed_of(nn.Sequential(nn.Linear(4, 4)), data)
+    assert digest_of_output(feed) == digest_of_output(feed)
+    assert digest_of_output(feed_of(nn.Sequential(nn.Linear(4, 4), Drawing()), data)) is None
+
+
+class Answers(nn.Module):
+    """Says something before its answer, which is the only tensor."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return {"note": "unused", "answer": [self.factor * x]}
+
+
+def test_the_fingerprint_is_of_every_tensor_that_comes_out():
+    data = torch.randn(80, 4)
+    one, same, other = (digest_of_output(feed_of(Answers(f), data)) for f in (1.0, 1.0, 1.5))
+    assert one == same != other
+
+
+@pytest.mark.parametrize(("units", "is_few"), [(49, True), (50, False)])
+def test_few_units_are_told_once_a_model(units, is_few):
+    report = survey(["demo:linear", "demo:mlp"], rows=units, gauges=["fit"], has_controls=False)
+    for model in report.models:
+        told = [note for note in model.notes if note.startswith("Few units: 49")]
+        assert len(told) == is_few
+        assert all("At least 50 are wanted" in note for note in told)
+        assert not any("Few units" in text for one in model.readings for text in one.warnings)
 
 
 def test_bad_input_keeps_nothing(tmp_path):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from secant.errors import InputError as InputError
     from secant.errors import LoadError as LoadError
     from secant.errors import SecantError as SecantError
+    from secant.errors import StateError as StateError
     from secant.gauges.fit import Fit as Fit
     from secant.load.options import LoadOptions as LoadOptions
     from secant.readings import Reading as Reading
@@ -30,6 +31,7 @@ _HOME = {
     "Reading": "secant.readings",
     "Report": "secant.readings",
     "SecantError": "secant.errors",
+    "StateError": "secant.errors",
     "anatomy": "secant.uses.anatomy",
     "compare": "secant.comparisons",
     "pieces": "secant.segments",
@@ -46,6 +48,7 @@ __all__ = [
     "Reading",
     "Report",
     "SecantError",
+    "StateError",
     "anatomy",
     "compare",
     "pieces",

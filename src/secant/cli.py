@@ -1,17 +1,23 @@
 """The command line: parses, calls one public function, prints.
 
 Holds: the typer ``app`` and ``main``.
-May import: typer, ``secant.errors``; a command imports its one function inside itself, so
+May import: typer, rich, ``secant.errors``; a command imports its one function inside itself, so
 that ``--help`` loads no torch.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from secant.errors import SecantError
 
@@ -21,6 +27,55 @@ app = typer.Typer(
     help="Secant says in which sense, where and how far a neural network is linear.",
 )
 LOADING = "Loading"
+PIPE_CLOSED = 128 + 13
+"""What a shell says of a program that SIGPIPE ended."""
+
+
+def say(text: str) -> None:
+    """Write to stdout; a reader that has gone, as `head` goes, ends the program without a word."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more as it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(PIPE_CLOSED) from None
+
+
+def show(*parts: RenderableType) -> None:
+    """Say tables and paragraphs, in a pipe or file as wide as their numbers and names need."""
+    console = Console()
+    if not console.is_terminal:
+        options = console.options.update(max_width=10_000)
+        widths = [
+            Measurement.get(console, options, part).maximum
+            for part in parts
+            if not isinstance(part, str)
+        ]
+        console = Console(width=max(console.width, *widths))
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part)
+    say(captured.get())
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """On stderr a bar for each label that is told, with units done and total.
+
+    Off in pipes and erased at the end: an error is then the only line on stderr.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    err = Console(stderr=True)
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bars.add_task(label, total=total)
+            bars.update(tasks[label], completed=done)
+
+        yield progress
 
 
 @app.command()
@@ -97,44 +152,28 @@ def report(
 
     Example: secant report demo:cnn demo:linear --out reports/first
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
     from secant.load.demo import DEMOS
     from secant.load.options import LoadOptions
-    from secant.readings import check_writable
+    from secant.readings import writable
     from secant.report.terminal import render_terminal
     from secant.surveys import survey
 
     loading = LoadOptions(weights, call, label_column, trust_remote_code, device, dtype)
-    check_writable(out)
-    console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    err = Console(stderr=True)
-    # Off in pipes and erased at the end: an error is then the only line on stderr.
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(label: str, done: int, total: int) -> None:
-            if label not in tasks:
-                tasks[label] = bar.add_task(label, total=total)
-            bar.update(tasks[label], completed=done)
-
+    with writable(out):
         try:
-            found = survey(
-                models or [f"demo:{name}" for name in DEMOS], data, column=column, loading=loading,
-                sites=site, gauges=gauge, rows=rows, batch_size=batch_size, seed=seed,
-                has_controls=controls,
-                progress=progress, states=out / ".states", resume=resume,
-            )  # fmt: skip
+            with progress_bars() as progress:
+                found = survey(
+                    models or [f"demo:{name}" for name in DEMOS], data, column=column,
+                    loading=loading, sites=site, gauges=gauge, rows=rows, batch_size=batch_size,
+                    seed=seed, has_controls=controls,
+                    progress=progress, states=out / ".states", resume=resume,
+                )  # fmt: skip
         except KeyboardInterrupt:
             typer.echo("secant: stopped. The same command with --resume goes on.", err=True)
             raise typer.Exit(130) from None
-    for model in found.models:
-        for part in render_terminal(model):
-            console.print(part)
-    as_json, as_html = found.save(out)
-    typer.echo(f"{as_json}\n{as_html}")
+        as_json, as_html = found.save(out)
+    show(*(part for model in found.models for part in render_terminal(model)))
+    say(f"{as_json}\n{as_html}\n")
 
 
 @app.command()
@@ -154,7 +193,7 @@ def sites(
     chosen = set(default_sites(module))
     for name, part in module.named_modules():
         if name:
-            typer.echo(f"{'*' if name in chosen else ' '} {name}  {type(part).__name__}")
+            say(f"{'*' if name in chosen else ' '} {name}  {type(part).__name__}\n")
 
 
 @app.command()
@@ -176,16 +215,13 @@ def diff(
 
     Example: secant diff before/report.json after/report.json --gauge fit --variant beyond
     """
-    from rich.console import Console
-
     from secant.comparisons import compare
     from secant.readings import Report
     from secant.report.terminal import render_comparison
 
     found = compare(Report.load(before), Report.load(after), gauges=gauge, variants=variant)
     exceeding = found.exceeding(threshold)
-    for part in render_comparison(found, threshold, top):
-        Console().print(part)
+    show(*render_comparison(found, threshold, top))
     if exceeding:
         raise typer.Exit(1)
 
@@ -209,29 +245,23 @@ def anatomy(
 
     Example: secant anatomy demo:transformer
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from secant.readings import check_writable
+    from secant.readings import writable
     from secant.report.anatomy import notes, plain_words, render_anatomy
     from secant.uses.anatomy import anatomy
 
-    if out is not None:
-        check_writable(out.parent)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    err = Console(stderr=True)
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task(model)
-        found = anatomy(
-            model, data, column=column, rows=rows, batch_size=batch_size, seed=seed,
-            progress=lambda _, done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+    with nullcontext() if out is None else writable(out.parent):
+        with progress_bars() as progress:
+            found = anatomy(
+                model, data, column=column, rows=rows, batch_size=batch_size, seed=seed,
+                progress=progress,
+            )  # fmt: skip
+        if out is not None:
+            found.save(out)
     if found.readings:
-        Console().print(render_anatomy(found))
-    typer.echo("\n".join([plain_words(found), *notes(found)]))
+        show(render_anatomy(found))
+    say("".join(f"{line}\n" for line in [plain_words(found), *notes(found)]))
     if out is not None:
-        found.save(out)
-        typer.echo(str(out))
+        say(f"{out}\n")
 
 
 def main() -> None:

@@ -248,8 +248,6 @@ def _unpaired(a: Reading, b: Reading) -> tuple[float, float] | None:
     """MOVER: each end from the distances of both values to their own ends."""
     if a.value is None or b.value is None or a.interval is None or b.interval is None:
         return None
-    if not all(map(math.isfinite, (*a.interval, *b.interval))):
-        return None
     value = b.value - a.value
     down = math.hypot(b.value - b.interval[0], a.interval[1] - a.value)
     up = math.hypot(b.interval[1] - b.value, a.value - a.interval[0])

@@ -20,7 +20,7 @@ from secant.gauges.chord import chord_from_sums
 from secant.gauges.interval import ratio_interval
 from secant.gauges.sum import homogeneity_from_sums, sum_from_sums
 from secant.gauges.tangent import radius, radius_bounds, tangent_from_sums
-from secant.readings import Reading
+from secant.readings import NO_INTERVAL, Reading
 
 THRESHOLD = 0.1
 SCALE = -1.0
@@ -122,7 +122,7 @@ def _reading(sums: SiteSums, point: Point, variant: str, gap: Tensor, length: Te
         else:
             interval = gap_interval(gap, length)
             if interval is None:
-                warnings.append("One group of units holds the whole sum: no interval exists.")
+                warnings.append(NO_INTERVAL)
     details = _place(point) | {
         "step": sums.step,
         "floor": floor,

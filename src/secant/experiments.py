@@ -1,6 +1,7 @@
 """Experimental gauges of a survey: maps evaluated at points of our own, on a bounded sample.
 
-Holds: ``experiment``, ``experiment_sums``, ``measure``, and the points of the curves.
+Holds: ``experiment``, ``experiment_sums``, ``evaluations_of``, ``measure``, and the points of the
+curves.
 May import: torch, ``secant.errors``, ``secant.load``, ``secant.maps``, ``secant.gauges``,
 ``secant.curves``, ``secant.trials``, ``secant.readings``.
 """
@@ -34,10 +35,10 @@ NOISE_RHO = 1e-8
 """A step so short that what leaves the tangent there is rounding."""
 NOISE_ULPS = 16.0
 SAME = 1e-4
-EVALUATIONS = 2 + len(FRACTIONS) + len(RHOS) + len(RANDOM_RHOS) + 3 * len(SUM_RHOS)
-DERIVATIVES = 2
+CURVES = ("chord", "tangent", "sum", "homogeneity")
 
 Progress = Callable[[int, int], None]
+Curves = dict[Point, Tensor]
 
 
 def experiment(
@@ -46,15 +47,18 @@ def experiment(
     sites: Sequence[str],
     design: Design,
     progress: Progress = lambda done, total: None,
+    gauges: Sequence[str] = CURVES,
 ) -> tuple[list[Reading], dict[str, float]]:
     """Readings of chord, tangent, sum and homogeneity at each site and from inputs to output.
+
+    Only those of `gauges` are taken, to the same bits as beside the others.
 
     At every site the map is block in to block out (variable `features`); the whole model from
     its inputs, or input embeddings, is the site ``(model)`` of the variable `inputs`. See
     `experiment_sums` for what is evaluated, its cost and its errors, and `curves.with_controls`
     for setting readings beside those of other weights.
     """
-    sums, cost = experiment_sums(model, feed, sites, design, progress)
+    sums, cost = experiment_sums(model, feed, sites, design, progress, gauges)
     return [reading for of_site in sums for reading in readings_of(of_site)], cost
 
 
@@ -64,6 +68,7 @@ def experiment_sums(
     sites: Sequence[str],
     design: Design,
     progress: Progress = lambda done, total: None,
+    gauges: Sequence[str] = CURVES,
 ) -> tuple[list[SiteSums], dict[str, float]]:
     """The sums by group behind `experiment`'s readings, and their cost.
 
@@ -81,8 +86,8 @@ def experiment_sums(
     `progress` is told units done and units in all, each counted once for every map.
 
     Cost: the dict holds, as multiples of the sample, evaluations and derivatives of all maps
-    (33 and 2 each), forwards of the model besides (5), and seconds. Memory: the model's copy,
-    and three batches' features at all sites.
+    (33 and 2 each for all gauges; see `evaluations_of`), forwards of the model besides (5), and
+    seconds. Memory: the model's copy, and three batches' features at all sites.
 
     Raises: `InputError` if fewer than three groups hold three distinct units; if a site's
     features do not begin with the unit or have positions that the mask lacks, if its output
@@ -105,7 +110,7 @@ def experiment_sums(
         for batch in batches:
             groups = torch.tensor([member.group for member in batch])
             for key, trial in trials.of(batch, steps):
-                per_unit, rounding = measure(trial)
+                per_unit, rounding = measure(trial, gauges)
                 table = points.setdefault(key, {})
                 for point, sums in per_unit.items():
                     added = group_sums(sums, groups, count)
@@ -118,68 +123,114 @@ def experiment_sums(
         SiteSums(*key, steps[key], len(sample), rows[key], noise[key] ** 0.5, table)
         for key, table in points.items()
     ]
+    evaluations, jvps = evaluations_of(gauges)
     cost = {
-        "experiment_evaluations": float(EVALUATIONS * len(steps)),
-        "experiment_derivatives": float(DERIVATIVES * len(steps)),
+        "experiment_evaluations": float(evaluations * len(steps)),
+        "experiment_derivatives": float(jvps * len(steps)),
         "experiment_forwards": trials.forwards_by_unit / len(sample),
         "experiment_seconds": time.perf_counter() - started,
     }
     return found, cost
 
 
-def measure(trial: Trial) -> tuple[dict[Point, Tensor], Tensor]:
+def rhos_of(gauges: Sequence[str]) -> tuple[float, ...]:
+    """The steps along `a` that these gauges need."""
+    if "tangent" in gauges:
+        return RHOS
+    return SUM_RHOS if {"sum", "homogeneity"} & set(gauges) else ()
+
+
+def evaluations_of(gauges: Sequence[str]) -> tuple[int, int]:
+    """Evaluations and derivatives of a map that these gauges cost, as multiples of the sample.
+
+    One of each says how large the rounding is, whatever is read.
+    """
+    alone = {
+        "chord": 1 + len(FRACTIONS),
+        "tangent": len(RANDOM_RHOS),
+        "sum": 2 * len(SUM_RHOS),
+        "homogeneity": len(SUM_RHOS),
+    }
+    evaluations = 1 + len(rhos_of(gauges)) + sum(alone[gauge] for gauge in set(gauges))
+    return evaluations, 2 if "tangent" in gauges else 1
+
+
+def measure(trial: Trial, gauges: Sequence[str] = CURVES) -> tuple[Curves, Tensor]:
     """The sums of each unit at every point, (units, 3) as in `SiteSums`, and its squared noise.
 
     Call it inside `derivatives`. Each derivative is taken once and serves every ρ.
     """
-    found, x = trial.map, trial.map.x
-    has_beyond = found.x.shape == found.y.shape
-
-    def at(step: Tensor) -> Tensor:
-        return _counted(found.value(x + step), trial.counted)
-
-    def sums(
-        of: Callable[..., tuple[Tensor, Tensor]], *values: Tensor, steps: list[Tensor]
-    ) -> Tensor:
-        gap, length = torch.vmap(of)(*values)
-        beyond = (
-            torch.vmap(of)(*values, *steps)[1] if has_beyond else torch.full_like(gap, torch.nan)
-        )
-        return torch.stack([gap, length, beyond], 1)
-
-    y, along = (_counted(part, trial.counted) for part in found.jvp(x, trial.a))
-    along_random = _counted(found.jvp(x, trial.random)[1], trial.counted)
-    _check_same(y, _counted(found.y, trial.counted), found.site)
-    curves: dict[Point, Tensor] = {}
-    end = at(trial.chord)
-    for t in FRACTIONS:
-        of = partial(_chord_sums, t)
-        curves[Point("chord", t, "data")] = sums(
-            of, y, at(t * trial.chord), end, steps=[trial.chord]
-        )
-    tangents, adding, scaling = {}, {}, {}
-    for rho in RHOS:
-        moved, step = at(rho * trial.a), rho * trial.a
-        tangents[Point("tangent", rho, "data")] = sums(
-            tangent_sums, y, moved, rho * along, steps=[step]
-        )
-        if rho in SUM_RHOS:
-            other = rho * trial.b
-            adding[Point("sum", rho, "data")] = sums(
-                sum_sums, at(step + other) - y, moved - y, at(other) - y, steps=[step, other]
-            )
-            scaling[Point("homogeneity", rho, "data")] = sums(
-                _homogeneity_sums, at(SCALE * step) - y, moved - y, steps=[step]
-            )
-    for rho in RANDOM_RHOS:
-        step = rho * trial.random
-        tangents[Point("tangent", rho, "random")] = sums(
-            tangent_sums, y, at(step), rho * along_random, steps=[step]
-        )
-    left = at(NOISE_RHO * trial.a) - y - NOISE_RHO * along
+    x = trial.map.x
+    y, along = (_counted(part, trial.counted) for part in trial.map.jvp(x, trial.a))
+    _check_same(y, _counted(trial.map.y, trial.counted), trial.map.site)
+    curves = _chord(trial, y) if "chord" in gauges else {}
+    curves |= _towards_partners(trial, y, along, gauges)
+    if "tangent" in gauges:
+        curves |= _random_tangent(trial, y)
+    left = _at(trial, NOISE_RHO * trial.a) - y - NOISE_RHO * along
     least = NOISE_ULPS * torch.finfo(x.dtype).eps * y
     noise = torch.maximum(*(part.square().flatten(1).sum(1) for part in (left, least)))
-    return curves | tangents | adding | scaling, noise
+    # In one order whatever was evaluated first: readings come in it.
+    return dict(sorted(curves.items(), key=lambda item: CURVES.index(item[0].gauge))), noise
+
+
+def _chord(trial: Trial, y: Tensor) -> Curves:
+    end, curves = _at(trial, trial.chord), {}
+    for t in FRACTIONS:
+        values = y, _at(trial, t * trial.chord), end
+        of = partial(_chord_sums, t)
+        curves[Point("chord", t, "data")] = _sums(trial, of, values, [trial.chord])
+    return curves
+
+
+def _towards_partners(trial: Trial, y: Tensor, along: Tensor, gauges: Sequence[str]) -> Curves:
+    """`tangent`, `sum` and `homogeneity`: the output a step ρ along `a` serves all three."""
+    curves: Curves = {}
+    for rho in rhos_of(gauges):
+        step = rho * trial.a
+        moved = _at(trial, step)
+        if "tangent" in gauges:
+            values = y, moved, rho * along
+            curves[Point("tangent", rho, "data")] = _sums(trial, tangent_sums, values, [step])
+        if "sum" in gauges and rho in SUM_RHOS:
+            other = rho * trial.b
+            values = _at(trial, step + other) - y, moved - y, _at(trial, other) - y
+            curves[Point("sum", rho, "data")] = _sums(trial, sum_sums, values, [step, other])
+        if "homogeneity" in gauges and rho in SUM_RHOS:
+            scaled = _at(trial, SCALE * step) - y, moved - y
+            curves[Point("homogeneity", rho, "data")] = _sums(
+                trial, _homogeneity_sums, scaled, [step]
+            )
+    return curves
+
+
+def _random_tangent(trial: Trial, y: Tensor) -> Curves:
+    along, curves = _counted(trial.map.jvp(trial.map.x, trial.random)[1], trial.counted), {}
+    for rho in RANDOM_RHOS:
+        step = rho * trial.random
+        values = y, _at(trial, step), rho * along
+        curves[Point("tangent", rho, "random")] = _sums(trial, tangent_sums, values, [step])
+    return curves
+
+
+def _at(trial: Trial, step: Tensor) -> Tensor:
+    """The map's output a step from its point."""
+    return _counted(trial.map.value(trial.map.x + step), trial.counted)
+
+
+def _sums(
+    trial: Trial,
+    of: Callable[..., tuple[Tensor, Tensor]],
+    values: Sequence[Tensor],
+    steps: Sequence[Tensor],
+) -> Tensor:
+    """Squared gap and length of each unit, and the length without the residual's share."""
+    gap, length = torch.vmap(of)(*values)
+    if trial.map.x.shape == trial.map.y.shape:
+        beyond = torch.vmap(of)(*values, *steps)[1]
+    else:
+        beyond = torch.full_like(gap, torch.nan)
+    return torch.stack([gap, length, beyond], 1)
 
 
 def _chord_sums(

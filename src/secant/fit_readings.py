@@ -1,4 +1,4 @@
-"""Readings of the fit gauge at one site, with their controls and warnings.
+"""Readings of the fit gauge at one site, with their warnings.
 
 Holds: ``fit_readings``, ``duplicates_of``.
 May import: torch, ``secant.gauges``, ``secant.observe``, ``secant.readings``.
@@ -14,7 +14,7 @@ import torch
 from secant.comparisons import paired
 from secant.gauges.fit import FitResult, Score
 from secant.observe import Observer, SiteResult
-from secant.readings import Reading
+from secant.readings import NO_INTERVAL, Reading, interval_of, number
 
 ROWS_PER_DIMENSION = 10
 LEADING_SHARE = 0.5
@@ -74,12 +74,11 @@ def scores_of(result: SiteResult) -> dict[str, Score]:
 
 
 def as_control(score: Score, beside: Score) -> dict[str, Any]:
-    """A control as it stands beside a reading, with how far the reading lies above it.
+    """A score as the control of another, with how far the other lies above it.
 
-    The difference is paired by groups where both have sums; the controls of one reading saw the
-    same groups in the same order.
+    The difference is paired by groups, which both saw in the same order.
     """
-    control: dict[str, Any] = {"value": score.value, "interval": score.interval}
+    control = {"value": number(score.value), "interval": interval_of(score.interval)}
     difference = paired(sums_of(beside), sums_of(score))
     return control if difference is None else control | {"difference": difference}
 
@@ -102,39 +101,31 @@ def details_of(fit: FitResult, variant: str, score: Score) -> dict[str, Any]:
 
 
 def fit_readings(
-    site: str,
-    result: SiteResult,
-    controls: dict[str, SiteResult],
-    missing: dict[str, str],
-    units: int,
-    twin: str | None = None,
+    site: str, result: SiteResult, units: int, twin: str | None = None
 ) -> list[Reading]:
-    """The readings at one site, beside the same site of each control.
+    """The readings at one site; `raw` beside the residual alone, the control that it brings.
 
-    `missing` maps a control that could not be made to the reason;
     `twin` is an earlier site with the same input and output, to be warned of.
     """
     samples = {"units": units - result.left_out, "rows": result.fit.rows}
-    shared = [f"No {name} control: {reason}" for name, reason in missing.items()]
+    shared = []
     if twin is not None:
         shared.append(f"Input and output are those of site {twin!r}: one reading, shown twice.")
     if result.context_note is not None:
         shared.append(result.context_note)
-    of_controls = {name: scores_of(control) for name, control in controls.items()}
+    alone = result.fit.residual_alone
     readings = []
     for variant, score in scores_of(result).items():
         beside = {}
-        if variant.endswith("raw") and result.fit.residual_alone is not None:
-            beside["residual"] = as_control(result.fit.residual_alone, score)
-        for name, scores in of_controls.items():
-            if variant in scores:
-                beside[name] = as_control(scores[variant], score)
-        for name, reason in missing.items():
-            beside[name] = {"value": None, "interval": None, "missing": reason}
+        if variant.endswith("raw") and alone is not None:
+            beside["residual"] = as_control(alone, score)
+        value, interval = number(score.value), interval_of(score.interval)
+        warnings = warnings_of(result, variant) + shared
+        if value is not None and score.interval is not None and interval is None:
+            warnings.append(NO_INTERVAL)
         readings.append(
             Reading(
-                "features", site, "fit", variant, score.value, score.interval, samples,
-                beside, warnings_of(result, variant) + shared,
+                "features", site, "fit", variant, value, interval, samples, beside, warnings,
                 details_of(result.fit, variant, score),
             )
         )  # fmt: skip

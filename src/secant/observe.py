@@ -366,9 +366,12 @@ def accumulate(
                 checkpoint.save_sums(step, sums, notes | {"batches": number})
             progress(done, total)
     for name in [name for name, site in observer.sites.items() if site.fit is None]:
+        left_out = observer.sites[name].left_out
         observer.skipped[name] = (
-            f"site {name!r} was never called in a forward pass, or gave no finite value. "
-            "Choose a site that runs."
+            f"site {name!r} gave NaN or infinity for every one of {left_out} units. Look for "
+            "missing values in the data, or give a wider --dtype."
+            if left_out
+            else f"site {name!r} was never called in a forward pass. Choose a site that runs."
         )
         del observer.sites[name]
         if not skips:

@@ -1,32 +1,32 @@
 """Everything that a survey reads of one set of weights: its fits, its curves, its pieces.
 
-Holds: ``Settings``, ``Found``, ``Passes``, ``GAUGES``.
+Holds: ``Settings``, ``Part``, ``Found``, ``Passes``, ``GAUGES``.
 May import: torch, ``secant.errors``, ``secant.engine``, ``secant.load``, ``secant.maps``,
-``secant.observe``, ``secant.experiments``, ``secant.segments``, ``secant.readings``.
+``secant.observe``, ``secant.fit_readings``, ``secant.experiments``, ``secant.segments``,
+``secant.readings``, ``secant.records``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from secant.engine.checkpoint import Checkpoint
 from secant.errors import InputError
-from secant.experiments import experiment
-from secant.fit_readings import duplicates_of
+from secant.experiments import CURVES, experiment
+from secant.fit_readings import duplicates_of, fit_readings
 from secant.load.feed import Feed
-from secant.observe import SiteResult, accumulate, results_of
-from secant.readings import Reading
+from secant.observe import accumulate, results_of
+from secant.readings import Reading, plain
 from secant.records import record
 from secant.segments import segment_readings
 from secant.trials import Design, draw_sample
 
 Progress = Callable[[str, int, int], None]
-CURVES = ("chord", "tangent", "sum", "homogeneity")
 GAUGES = ("fit", *CURVES, "pieces")
 PAIRS = 5
 """Pairs of inputs between which pieces are counted."""
@@ -59,11 +59,19 @@ class Settings:
         return self.gauges is None or any(name in self.gauges for name in names)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one pass gave, without controls; `skipped` says of sites why they have no fit."""
+
+    readings: list[Reading]
+    cost: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
 class Found(NamedTuple):
     """What one set of weights gave; `notes` says why it has no curves or no pieces."""
 
-    fits: dict[str, SiteResult]
-    twins: dict[str, str]
+    fits: Part
     others: list[Reading]
     notes: dict[str, str]
     cost: dict[str, float]
@@ -86,10 +94,11 @@ class Passes:
 
     def over(self, model: nn.Module, what: str) -> Found:
         """Every wanted gauge of `model`, the surveyed one or a control with the same sites."""
-        wants_fits = self.settings.wants("fit")
-        fits, twins, skipped = self._fits(model, what) if wants_fits else ({}, {}, {})
+        fits = Part([])
+        if self.settings.wants("fit"):
+            fits = self._kept("fit", self._fits, model, what)
         others: list[Reading] = []
-        notes = {f"fit at {site}": f"No fit: {reason}" for site, reason in skipped.items()}
+        notes: dict[str, str] = {}
         cost: dict[str, float] = {}
         for names, name, read in (
             (CURVES, "curves", self._curves),
@@ -98,32 +107,38 @@ class Passes:
             if not self.settings.wants(*names) or (name == "pieces" and self._needs_no_word()):
                 continue
             try:
-                readings, spent = self._kept(f"{self.place}-{what}-{name}", read, model, what)
+                part = self._kept(name, read, model, what)
             except InputError as error:
                 if self.settings.gauges is not None:
                     raise
                 reason = str(error).removeprefix("pieces: ")
                 notes[name] = f"No {name} of the {what} weights: {reason}"
                 continue
-            others += [one for one in readings if self.settings.wants(one.gauge)]
-            cost |= spent
-        return Found(fits, twins, others, notes, cost)
+            others += part.readings
+            cost |= part.cost
+        return Found(fits, others, notes, cost)
 
-    def _fits(
-        self, model: nn.Module, what: str
-    ) -> tuple[dict[str, SiteResult], dict[str, str], dict[str, str]]:
-        step, progress = f"{self.place}-{what}", self._progress(what, "fit")
+    def _fits(self, model: nn.Module, what: str) -> Part:
         observer = accumulate(
-            self.feed, model, self.sites, progress, self.checkpoint, step,
-            skips=self.settings.sites is None,
+            self.feed, model, self.sites, self._progress(what, "fit"), self.checkpoint,
+            self._step(what, "fit"), skips=self.settings.sites is None,
         )  # fmt: skip
-        return results_of(observer), duplicates_of(observer), observer.skipped
+        units, twins = len(self.feed.units), duplicates_of(observer)
+        readings = []
+        for site, result in results_of(observer).items():
+            readings += fit_readings(site, result, units, twins.get(site))
+        return Part(readings, skipped=observer.skipped)
 
-    def _curves(self, model: nn.Module, what: str) -> tuple[list[Reading], dict[str, float]]:
+    def _curves(self, model: nn.Module, what: str) -> Part:
+        gauges = tuple(name for name in CURVES if self.settings.wants(name))
         design = Design(seed=self.settings.seed)
-        return experiment(model, self.feed, self.sites, design, self._progress(what, "curves"))
+        return Part(
+            *experiment(
+                model, self.feed, self.sites, design, self._progress(what, "curves"), gauges
+            )
+        )
 
-    def _pieces(self, model: nn.Module, what: str) -> tuple[list[Reading], dict[str, float]]:
+    def _pieces(self, model: nn.Module, what: str) -> Part:
         tensor = self.feed.units.tensor
         if tensor is None or not tensor.is_floating_point() or self.feed.loaded.call is not None:
             raise InputError(
@@ -141,7 +156,7 @@ class Passes:
         progress = self._progress(what, "pieces")
         readings = segment_readings(model, starts, ends, limit=MOST_KINKS)
         progress(pairs, pairs)
-        return readings, {}
+        return Part(readings)
 
     def _needs_no_word(self) -> bool:
         """Whether nobody could expect pieces: the data is no tensor and they were not named."""
@@ -151,20 +166,19 @@ class Passes:
         label = f"{self.feed.loaded.name} ({what} weights, {gauge})"
         return lambda done, total: self.progress(label, done, total)
 
+    def _step(self, what: str, name: str) -> str:
+        return f"{self.place}-{what}-{name}"
+
     def _kept(
-        self,
-        step: str,
-        read: Callable[[nn.Module, str], tuple[list[Reading], dict[str, float]]],
-        model: nn.Module,
-        what: str,
-    ) -> tuple[list[Reading], dict[str, float]]:
+        self, name: str, read: Callable[[nn.Module, str], Part], model: nn.Module, what: str
+    ) -> Part:
         """What `read` gives, or gave before the run was cut off."""
         if self.checkpoint is None:
             return read(model, what)
-        kept: dict[str, Any] | None = self.checkpoint.found(step)
+        step = self._step(what, name)
+        kept = self.checkpoint.found(step)
         if kept is None:
-            readings, cost = read(model, what)
-            rows = [asdict(reading) for reading in readings]
-            self.checkpoint.save_found(step, {"readings": rows, "cost": cost})
-            return readings, cost
-        return [record(Reading, one, step) for one in kept["readings"]], kept["cost"]
+            part = read(model, what)
+            self.checkpoint.save_found(step, plain(asdict(part)))
+            return part
+        return record(Part, kept, step)

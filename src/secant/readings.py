@@ -1,7 +1,8 @@
 """Readings and reports as data.
 
-Holds: ``Reading``, ``ModelReport``, ``Report``, ``check_writable``, ``hardware``.
-May import: the standard library, ``secant.errors``.
+Holds: ``Reading``, ``ModelReport``, ``Report``; ``number``, ``interval_of`` and ``plain``, what a
+reading may hold; ``writable``, ``write``, ``hardware``.
+May import: the standard library, ``secant.errors``, ``secant.engine.files``.
 """
 
 from __future__ import annotations
@@ -10,22 +11,26 @@ import json
 import math
 import os
 import platform
-import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from secant.engine.files import folder_for, written_whole
 from secant.errors import InputError, LoadError
 from secant.records import NotARecordError, record
 
 SCHEMA = 1
+NO_INTERVAL = "One group of units holds the whole sum: no interval exists."
 
 
 @dataclass(frozen=True)
 class Reading:
     """One number of one gauge at one site, beside its controls.
 
-    `value` is None where the number does not exist; `warnings` then says why. `controls` maps
+    `value` is None where the number does not exist, never nan or infinite, and `interval` where
+    an end does not; `warnings` then says why. The same holds of controls. `controls` maps
     the control's name (residual, fresh, shuffled) to `{"value", "interval"}`; where both carry
     sums by group also `"difference"`, the reading less the control with its paired interval
     (`secant.comparisons.paired`); a control that could not be taken says why under `"missing"`.
@@ -41,6 +46,10 @@ class Reading:
     controls: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        numbers = [self.value, *(self.interval or ())]
+        assert all(one is None or math.isfinite(one) for one in numbers), "no number is None"
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data; numbers that do not exist are None."""
-        return _plain(asdict(self))  # type: ignore[no-any-return]
+        return plain(asdict(self))  # type: ignore[no-any-return]
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -79,7 +88,7 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str = "the text") -> Report:
-        """The report that `to_json` wrote; a number stored as null inside an interval is nan.
+        """The report that `to_json` wrote.
 
         `source` names the text in errors. Raises: `LoadError` if the text is not JSON, has
         another schema version, or lacks or adds a field.
@@ -127,10 +136,20 @@ class Report:
         from secant.report.html import render_html
 
         texts = {"report.json": self.to_json(), "report.html": render_html(self.as_dict())}
-        check_writable(folder)
-        for name, text in texts.items():
-            _write_atomically(folder / name, text)
+        with writable(folder):
+            for name, text in texts.items():
+                write(folder / name, text)
         return folder / "report.json", folder / "report.html"
+
+
+def number(value: float) -> float | None:
+    """The value as a reading has it: None for nan and infinities, which are no numbers."""
+    return value if math.isfinite(value) else None
+
+
+def interval_of(ends: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Both ends as a reading has them: None unless both are numbers."""
+    return ends if ends is not None and all(map(math.isfinite, ends)) else None
 
 
 def hardware(threads: int) -> str:
@@ -153,37 +172,43 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def check_writable(folder: Path) -> None:
-    """Make `folder`, or say why nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"cannot write to folder {str(folder)!r} ({error.strerror}). "
-            "Name a folder that you may write to with --out."
-        ) from error
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Makes `folder` for what is written within; what fails leaves no empty folder behind.
+
+    Raises: `InputError` if nothing can be written there.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(folder_for(folder))
+        except OSError as error:
+            raise InputError(
+                f"cannot write to folder {str(folder)!r} ({error.strerror}). "
+                "Name a folder that you may write to with --out."
+            ) from error
+        yield
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_suffix(path.suffix + ".part")
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises: `InputError` if it cannot be written.
+    """
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with written_whole(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
-        if temporary.is_file():
-            temporary.unlink()
         raise InputError(
             f"cannot write {str(path)!r} ({error.strerror}). Name another folder with --out."
         ) from error
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Data that JSON can hold: lists for tuples, None for numbers that do not exist."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -21,8 +21,8 @@ class NotARecordError(Exception):
 def record(kind: type[Made], data: Any, where: str) -> Made:
     """An instance of the dataclass `kind` from a dictionary; `where` begins the place in errors.
 
-    A null where a float is wanted is nan; JSON has no other way to store it. Raises:
-    `NotARecordError` for a missing, unknown or mistyped field.
+    Raises: `NotARecordError` for a missing, unknown or mistyped field, and for a null where a
+    number must be.
     """
     if not isinstance(data, dict):
         raise NotARecordError(f"{where} should be an object, got {_kind(data)}")
@@ -57,8 +57,8 @@ def _value(hint: Any, data: Any, where: str) -> Any:
         return [_value(inner[0], item, f"{where}[{i}]") for i, item in enumerate(data)]
     if origin is tuple and isinstance(data, list) and len(data) == len(inner):
         return tuple(_value(inner[i], item, f"{where}[{i}]") for i, item in enumerate(data))
-    if hint is float and (data is None or (_is_number(data) and abs(data) < 1e308)):
-        return math.nan if data is None else float(data)
+    if hint is float and _is_number(data) and abs(data) < 1e308:
+        return float(data)
     if hint is int and isinstance(data, int) and not isinstance(data, bool):
         return data
     if hint is str and isinstance(data, str):

@@ -10,28 +10,27 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secant.curves import with_controls
 from secant.engine.checkpoint import Checkpoint, open_checkpoint
-from secant.errors import InputError, SecantError
-from secant.fit_readings import fit_readings
-from secant.gauges.interval import GROUPS
+from secant.errors import InputError, SecantError, StateError
+from secant.gauges.interval import FEWEST_UNITS, GROUPS
 from secant.load.data import load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model, shuffled
 from secant.load.options import DEFAULTS, LoadOptions
 from secant.maps.sites import find_sites
 from secant.passes import Found, Passes, Progress, Settings
-from secant.readings import ModelReport, Report, hardware
+from secant.readings import ModelReport, Reading, Report, hardware
 
 
 def survey_model(
@@ -60,36 +59,95 @@ def survey_model(
         except InputError as error:
             # A control that cannot be had (its values overflow, say) is named beside each reading.
             missing[name] = str(error)
-    readings = []
-    for site, result in trained.fits.items():
-        beside = {name: found.fits[site] for name, found in controls.items() if site in found.fits}
-        lacking = missing | {
-            name: found.notes[f"fit at {site}"]
-            for name, found in controls.items()
-            if f"fit at {site}" in found.notes
-        }
-        twin = trained.twins.get(site)
-        readings += fit_readings(site, result, beside, lacking, len(feed.units), twin)
+    readings = _fits_beside(trained, controls, missing)
+    sites = list(dict.fromkeys(reading.site for reading in readings)) or names
+    rows = max((reading.samples["rows"] for reading in readings), default=len(feed.units))
     others = {name: found.others for name, found in controls.items()}
     readings += with_controls(trained.others, others, missing)
+    notes = few_units(len(feed.units)) + feed.notes
+    notes += [f"No fit: {reason}" for reason in trained.fits.skipped.values()]
+    notes += trained.notes.values()
+    notes += [f"No {name} control: {reason}" for name, reason in missing.items()]
     # What the model itself does not allow, its controls need not say again.
     silent = {"curves", "pieces"} - set(trained.notes)
-    notes = [*feed.notes, *trained.notes.values()]
-    notes += [f"No {name} control: {reason}" for name, reason in missing.items()]
     for found in controls.values():
         notes += [note for name, note in found.notes.items() if name in silent]
     cost["seconds"] = time.perf_counter() - started
-    sites = list(trained.fits) or names
-    rows = max((result.fit.rows for result in trained.fits.values()), default=len(feed.units))
     return ModelReport(
         loaded.name, feed.units.name, len(feed.units), rows, sites, readings, cost, notes
     )
 
 
+def _fits_beside(
+    trained: Found, controls: Mapping[str, Found], missing: Mapping[str, str]
+) -> list[Reading]:
+    """The fits beside those of the controls, with a warning for each control that a site lacks."""
+    by_site: dict[str, list[Reading]] = {}
+    for reading in trained.fits.readings:
+        by_site.setdefault(reading.site, []).append(reading)
+    joined = []
+    for site, readings in by_site.items():
+        beside = {
+            name: [one for one in found.fits.readings if one.site == site]
+            for name, found in controls.items()
+        }
+        lacking = dict(missing) | {
+            name: f"No fit: {found.fits.skipped[site]}"
+            for name, found in controls.items()
+            if site in found.fits.skipped
+        }
+        told = [f"No {name} control: {reason}" for name, reason in lacking.items()]
+        joined += [
+            replace(one, warnings=one.warnings + told)
+            for one in with_controls(readings, beside, lacking)
+        ]
+    return joined
+
+
+def few_units(units: int) -> list[str]:
+    """The warning of a sample too small for its intervals, if it is."""
+    if units >= FEWEST_UNITS:
+        return []
+    return [
+        f"Few units: {units}. At least {FEWEST_UNITS} are wanted: with fewer, the intervals "
+        "cover the truth less often than 95 %. Give more documents, images or rows."
+    ]
+
+
 def digest_of(model: nn.Module) -> str:
     """A fingerprint of a model's modules, weights and buffers; not of its forward's code."""
-    digest = hashlib.blake2b(repr(model).encode(), digest_size=16)
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    return _digest(repr(model), [*model.named_parameters(), *model.named_buffers()])
+
+
+def digest_of_output(feed: Feed) -> str | None:
+    """A fingerprint of what the model gives on the first batch, so of its forward's code as well.
+
+    None if it changes from call to call, as with a model that draws at random. Code that only
+    other batches reach does not show. Cost: two forward passes of one batch.
+    """
+    model, found = feed.loaded.model, []
+    for _ in range(2):
+        forward, _mask = feed.forward(model, feed.batches[0])
+        with torch.no_grad():
+            found.append(_digest("", _tensors(forward())))
+    return found[0] if found[0] == found[1] else None
+
+
+def _tensors(output: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that a model returned, with its place."""
+    if isinstance(output, Tensor):
+        yield name, output
+    elif isinstance(output, Mapping):
+        for key, part in output.items():
+            yield from _tensors(part, f"{name}.{key}")
+    elif isinstance(output, tuple | list):
+        for place, part in enumerate(output):
+            yield from _tensors(part, f"{name}.{place}")
+
+
+def _digest(begin: str, named: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.blake2b(begin.encode(), digest_size=16)
+    for name, tensor in named:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -131,8 +189,14 @@ def survey(
     derivatives of every block, and of the model, on a sample of 64 units. Three times that with
     controls.
 
-    Raises: `InputError` (`LoadError` for files) for anything that cannot be used.
+    Raises: `InputError` (`LoadError` for files) for anything that cannot be used; `StateError`
+    if `states` cannot be written or read, with what was kept there left for `resume`.
     """
+    if resume and states is None:
+        raise InputError(
+            "expected the folder of the run to go on with; got resume without `states`. "
+            "Give the `states` that the run was given which was cut off."
+        )
     started = time.perf_counter()
     units = load_data(data, column, loading, rows)
     settings = Settings(sites, gauges, batch_size, seed, has_controls)
@@ -153,10 +217,14 @@ def survey(
             if checkpoint is not None:
                 checkpoint.check(f"{place}-weights", digest_of(loaded.model))
                 checkpoint.check(f"{place}-data", feed.digest)
+                output = digest_of_output(feed)
+                if output is not None:
+                    checkpoint.check(f"{place}-output", output)
             reports.append(survey_model(loaded, feed, settings, progress, checkpoint, place))
-    except SecantError:
-        # Nothing to go on with: the same command would fail in the same place.
-        if checkpoint is not None and not resume:
+    except SecantError as error:
+        # Nothing to go on with: the same command would fail in the same place. A disk that is
+        # full may be cleared, though, and what was kept on it before is good.
+        if checkpoint is not None and not resume and not isinstance(error, StateError):
             checkpoint.drop()
         raise
     if checkpoint is not None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from secant.engine.checkpoint import open_checkpoint
-from secant.errors import InputError
+from secant.errors import InputError, StateError
 
 PLAN = {"seed": 0, "models": ["a"], "versions": {"torch": "x"}}
 
@@ -56,7 +56,7 @@ def test_a_spoiled_file_is_refused(tmp_path, name):
         kept.found("part")
         kept.sums("pass")
 
-    with pytest.raises(InputError, match="Start anew"):
+    with pytest.raises(StateError, match="Start anew"):
         read()
 
 
@@ -101,14 +101,40 @@ def test_a_file_put_among_the_states_outlives_them(tmp_path):
     assert [path.name for path in (tmp_path / "states").iterdir()] == ["thesis.txt"]
 
 
-def test_a_full_disk_is_an_input_error(tmp_path, monkeypatch):
+def full(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_no_fault_of_the_input(tmp_path, monkeypatch):
     kept = open_checkpoint(tmp_path / "states", PLAN, resume=False)
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(InputError, match=r"No space left.*Make room"):
-        kept.save_sums("pass", {"a": torch.zeros(1)}, {})
-    with pytest.raises(InputError, match=r"No space left.*Make room"):
-        kept.save_found("part", 1)
+    for save in (
+        lambda: kept.save_sums("pass", {"a": torch.zeros(1)}, {}),
+        lambda: kept.save_found("part", 1),
+    ):
+        with pytest.raises(StateError, match=r"No space left.*Make room.*--resume") as caught:
+            save()
+        assert not isinstance(caught.value, InputError)
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["plan.json"]
+
+
+def test_a_run_that_cannot_keep_even_its_plan_is_not_one_to_go_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(StateError, match=r"No space left.*another --out") as caught:
+        open_checkpoint(tmp_path / "out" / "states", PLAN, resume=False)
+    assert "--resume" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sums_are_kept_until_their_outcome_is(tmp_path, monkeypatch):
+    kept = open_checkpoint(tmp_path / "states", PLAN, resume=False)
+    kept.save_sums("pass", {"a": torch.zeros(1)}, {"batches": 1})
+    kept.save_sums("other", {"a": torch.zeros(1)}, {"batches": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", full)
+        with pytest.raises(StateError):
+            kept.save_found("pass", 1)
+    assert kept.sums("pass") is not None
+    kept.save_found("pass", 1)
+    assert kept.sums("pass") is None
+    assert kept.sums("other") is not None

@@ -55,8 +55,11 @@ def population_moment(scale: str) -> np.ndarray:
     return moment
 
 
-def replicate(rng, reps, units, scale):
-    """True R2 of the fitted maps, and the group sums, in ``reps`` data sets."""
+def drawn_sums(rng, reps, units, scale):
+    """Sums of z z' over the rows of each group, and over those of the other folds than each.
+
+    Drawn anew in ``reps`` data sets: (reps, GROUPS, p, p) and (reps, FOLDS, p, p).
+    """
     sizes = rng.integers(1, ROWS + 1, size=(reps, units))
     s = SCALES[scale][0](rng, (reps, units))[..., None, None]
     shape = (reps, units, ROWS)
@@ -69,6 +72,12 @@ def replicate(rng, reps, units, scale):
     groups = np.add.reduceat(grams, np.arange(GROUPS) * units // GROUPS, axis=1)
     folds = groups.reshape(reps, FOLDS, GROUPS // FOLDS, *groups.shape[2:]).sum(2)
     train = folds.sum(1, keepdims=True) - folds
+    return groups, train
+
+
+def replicate(rng, reps, units, scale):
+    """True R2 of the fitted maps, and the group sums, in ``reps`` data sets."""
+    groups, train = drawn_sums(rng, reps, units, scale)
     p = 1 + INPUTS
     slopes = np.linalg.solve(train[..., :p, :p], train[..., :p, p:])
     means = np.zeros_like(slopes)
@@ -311,18 +320,7 @@ def pair_replicate(rng, reps, units, scale):
     Score ``a`` is of output 0 from all inputs, ``b`` of output 1 from the first two only; both
     outputs share units, inputs and the units' scales.
     """
-    sizes = rng.integers(1, ROWS + 1, size=(reps, units))
-    s = SCALES[scale][0](rng, (reps, units))[..., None, None]
-    shape = (reps, units, ROWS)
-    x = rng.standard_normal((reps, units, 1, INPUTS)) + rng.standard_normal((*shape, INPUTS))
-    noise = NOISE_UNIT * rng.standard_normal((reps, units, 1, OUTPUTS))
-    noise = noise + NOISE_ROW * rng.standard_normal((*shape, OUTPUTS))
-    z = np.concatenate([np.ones((*shape, 1)), s * x, s * (x @ W + np.abs(x) @ A + noise)], -1)
-    z *= (np.arange(ROWS) < sizes[..., None])[..., None]
-    grams = np.swapaxes(z, -1, -2) @ z
-    groups = np.add.reduceat(grams, np.arange(GROUPS) * units // GROUPS, axis=1)
-    folds = groups.reshape(reps, FOLDS, GROUPS // FOLDS, *groups.shape[2:]).sum(2)
-    train = folds.sum(1, keepdims=True) - folds
+    groups, train = drawn_sums(rng, reps, units, scale)
     scores, sums = [], []
     for width, output in ((1 + INPUTS, 1 + INPUTS), (3, 2 + INPUTS)):
         true = []

@@ -283,3 +283,38 @@ def test_labels_are_numbers_or_named_classes(values, wanted, dtype, classes):
 def test_a_missing_label_is_named(value):
     with pytest.raises(InputError, match="unit 2"):
         encode_labels([1, value], "data")
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (torch.full((40, 3), NAN), r"every value of all 40 units, of shape \(3,\), is NaN"),
+        (torch.full((40,), -float("inf")), r"every value of all 40 units, of shape \(\), is NaN"),
+        (
+            [{"x": torch.full((4, 2), NAN), "n": torch.ones(4)}] * 3,
+            r"in 'x' of all 12 units, of shape \(2,\), is NaN",
+        ),
+    ],
+    ids=["tensor", "scalars", "field"],
+)
+def test_data_without_a_number_says_so(source, message):
+    with pytest.raises(LoadError, match=rf"^data '.*{message} or infinite.*fill in"):
+        load_data(source)
+
+
+def test_units_with_nan_are_counted_and_whole_numbers_have_none():
+    rows = torch.ones(6, 2)
+    rows[1, 0], rows[4, 1] = NAN, float("inf")
+    assert load_data(rows).not_finite() == 2
+    assert load_data([{"x": rows, "n": torch.arange(6)}]).not_finite() == 2
+    assert load_data(torch.ones(6, 2, dtype=torch.int64)).not_finite() == 0
+    assert load_data(["a", "b"]).not_finite() == 0
+
+
+def test_a_file_without_a_number_says_so(tmp_path):
+    np.save(tmp_path / "x.npy", np.full((40, 64), np.nan))
+    with pytest.raises(LoadError, match=r"x\.npy' must hold numbers; every value of all 40 units"):
+        load_data(str(tmp_path / "x.npy"))

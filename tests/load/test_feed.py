@@ -13,6 +13,7 @@ from secant.load.data import load_data
 from secant.load.feed import Feed
 from secant.load.models import load_model
 from secant.load.options import LoadOptions
+from secant.maps.features import watch
 
 TEXTS = ["the film", "a good plot", "bad", "the dog ran and the cat was long", "a a a a"]
 
@@ -135,6 +136,60 @@ def test_the_plan_is_the_same_for_any_dtype():
     assert kinds == [torch.float32, torch.float64, torch.bfloat16]
     exact = feeds[1].inputs(feeds[1].batches[0])[0]
     assert exact.equal(rows[list(feeds[1].batches[0].units)])
+
+
+def test_units_that_hold_nan_are_said():
+    rows = torch.ones(6, 3)
+    rows[2] = torch.nan
+    assert feed_of(nn.Linear(3, 3), rows).notes == [
+        "1 of 6 units of the data hold NaN or infinity."
+    ]
+    assert feed_of(nn.Linear(3, 3), torch.ones(6, 3)).notes == []
+
+
+REASONS = [
+    RuntimeError("stack expects"), ValueError("x"), KeyError("k"), AttributeError("a"), OSError("o")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", REASONS, ids=lambda error: type(error).__name__)
+def test_an_error_of_our_own_hooks_is_not_blamed_on_the_model(error):
+    """The same error from the model itself is a refusal, but for one that no model gives."""
+
+    def fails(*_):
+        raise error
+
+    net = nn.Sequential(nn.Linear(3, 3)).eval()
+    feed = feed_of(net, torch.randn(12, 3))
+    forward, _ = feed.forward(net, feed.batches[0])
+    with pytest.raises(type(error)) as caught, watch(net, ["0"], fails):
+        forward()
+    assert caught.value is error
+    assert not any(part._forward_hooks for part in net.modules())
+    net[0].forward = fails
+    kind = OSError if isinstance(error, OSError) else InputError
+    with pytest.raises(kind, match=r"o|refuses the data"), watch(net, ["0"], lambda *_: None):
+        forward()
+
+
+def test_a_refusal_of_our_own_hooks_stays_one():
+    def refuses(*_):
+        raise InputError("say why")
+
+    net = nn.Sequential(nn.Linear(3, 3)).eval()
+    feed = feed_of(net, torch.randn(12, 3))
+    with pytest.raises(InputError, match=r"^say why$"), watch(net, ["0"], refuses):
+        feed.forward(net, feed.batches[0])[0]()
+
+
+def test_hooks_that_lack_memory_tell_what_to_do():
+    def fails(*_):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried")
+
+    net = nn.Sequential(nn.Linear(3, 3)).eval()
+    feed = feed_of(net, torch.randn(12, 3))
+    with pytest.raises(InputError, match=r"out of memory.*--batch-size"), watch(net, ["0"], fails):
+        feed.forward(net, feed.batches[0])[0]()
 
 
 class Odd(nn.Module):

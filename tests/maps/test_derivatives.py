@@ -9,8 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from secant.engine.plan import Batch
 from secant.errors import InputError
 from secant.maps.derivatives import derivatives, jvp, prepared_copy
+from secant.maps.inputs import inputs_map
+from toy_tokens import Digits, TokenNet, feed_of
 
 
 def reverse_jvp(function, x, v):
@@ -108,6 +111,30 @@ def test_an_operation_without_derivative_is_an_input_error():
     x = torch.randn(3, 2)
     with derivatives(), pytest.raises(InputError, match=r"forward-mode derivative.*Choose a site"):
         jvp(lambda x: torch.cdist(x, x), x, x)
+
+
+def test_a_model_without_derivative_is_not_said_to_refuse_the_data():
+    """Its forward is run by the feed here, from the embeddings on; with `sin` it has one."""
+
+    class Apply(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def forward(self, x):
+            return self.function(x)
+
+    def derivative(function):
+        net, reader = TokenNet(Apply(function)), Digits()
+        feed = feed_of(net, ["123", "456"], tokenizer=reader)
+        forward, _ = feed.forward(net, Batch(0, (0, 1)))
+        with derivatives():
+            found = inputs_map(net, forward)
+            return found.jvp(found.x, torch.ones_like(found.x))[1]
+
+    assert derivative(torch.sin).isfinite().all()
+    with pytest.raises(InputError, match=r"^jvp.*forward-mode derivative.*Choose a site"):
+        derivative(lambda x: torch.cdist(x, x))
 
 
 @pytest.mark.parametrize(

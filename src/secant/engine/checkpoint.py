@@ -1,15 +1,14 @@
 """What a long run has found so far, on disk, so that it can go on after a kill.
 
 Holds: ``Checkpoint``, ``open_checkpoint``.
-May import: torch, safetensors, ``secant.errors``. Knows no model.
+May import: torch, safetensors, ``secant.errors``, ``secant.engine.files``. Knows no model.
 
-Every file is written under another name and moved into place, so a kill leaves the last whole one.
+Every file is written whole or not at all, so a kill leaves the last whole one.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from secant.errors import InputError
+from secant.engine.files import folder_for, written_whole
+from secant.errors import InputError, StateError
 
 PLAN = "plan.json"
 
@@ -39,9 +39,10 @@ class Checkpoint:
         return time.monotonic() - self._saved_at >= self.every_seconds
 
     def save_sums(self, step: str, sums: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-        """Keep tensors and where the step stands, in place of what was kept of it before."""
-        path = self.folder / f"{step}.safetensors"
-        part = path.with_suffix(".part")
+        """Keep tensors and where the step stands, in place of what was kept of it before.
+
+        Raises: `StateError` if they cannot be written.
+        """
         whole: dict[str, Tensor] = {}
         stored: set[int] = set()
         for name, tensor in sums.items():
@@ -49,17 +50,16 @@ class Checkpoint:
             # safetensors refuses tensors that share memory, as two sites' centres may.
             whole[name] = flat.clone() if flat.data_ptr() in stored else flat
             stored.add(flat.data_ptr())
-        with _writing(self.folder):
+        with _writing(self.folder), written_whole(self._sums(step)) as part:
             save_file(whole, part, metadata={"progress": json.dumps(progress)})
-            os.replace(part, path)
         self._saved_at = time.monotonic()
 
     def sums(self, step: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What `save_sums` kept of the step, None if nothing.
 
-        Raises: `InputError` if the file cannot be read.
+        Raises: `StateError` if the file cannot be read.
         """
-        path = self.folder / f"{step}.safetensors"
+        path = self._sums(step)
         if not path.is_file():
             return None
         try:
@@ -72,17 +72,21 @@ class Checkpoint:
             raise _spoiled(path, error) from error
 
     def save_found(self, step: str, found: Any) -> None:
-        """Keep a finished step's outcome as JSON; floats keep every bit."""
-        path = self.folder / f"{step}.json"
-        part = path.with_suffix(".part")
+        """Keep a finished step's outcome as JSON, and no longer its sums; floats keep every bit.
+
+        Raises: `StateError` if it cannot be written.
+        """
         with _writing(self.folder):
-            part.write_text(json.dumps(found), encoding="utf-8")
-            os.replace(part, path)
+            _write_json(self.folder / f"{step}.json", found)
+            self._sums(step).unlink(missing_ok=True)
+
+    def _sums(self, step: str) -> Path:
+        return self.folder / f"{step}.safetensors"
 
     def found(self, step: str) -> Any | None:
         """What `save_found` kept of the step, None if nothing.
 
-        Raises: `InputError` if the file cannot be read.
+        Raises: `StateError` if the file cannot be read.
         """
         path = self.folder / f"{step}.json"
         if not path.is_file():
@@ -109,17 +113,14 @@ class Checkpoint:
     def drop(self) -> None:
         """Remove the files of a run and the folder, unless somebody put something else there."""
         with _writing(self.folder):
-            for path in self.folder.iterdir():
-                if path.suffix in {".json", ".safetensors", ".part"}:
-                    path.unlink()
-            if not any(self.folder.iterdir()):
-                self.folder.rmdir()
+            _remove(self.folder)
 
 
 def open_checkpoint(folder: Path, plan: Mapping[str, Any], *, resume: bool) -> Checkpoint:
     """A checkpoint for the run that `plan` describes; without `resume` it starts empty.
 
-    Raises: `InputError` if there is nothing to resume, or what is there came from another plan.
+    Raises: `InputError` if there is nothing to resume, or what is there came from another plan;
+    `StateError` if the folder cannot be written or read.
     """
     path = folder / PLAN
     wanted = json.loads(json.dumps(plan))
@@ -141,7 +142,6 @@ def open_checkpoint(folder: Path, plan: Mapping[str, Any], *, resume: bool) -> C
                 "Repeat its command exactly, or start anew without --resume."
             )
         return Checkpoint(folder)
-    kept = Checkpoint(folder)
     if folder.exists() or folder.is_symlink():
         is_folder = folder.is_dir() and not folder.is_symlink()
         if not is_folder or (any(folder.iterdir()) and not path.exists()):
@@ -149,28 +149,42 @@ def open_checkpoint(folder: Path, plan: Mapping[str, Any], *, resume: bool) -> C
                 f"{str(folder)!r} is there and is not the state of a run, so it is left alone. "
                 "Name another folder, or remove it."
             )
-        kept.drop()
-    with _writing(folder):
-        folder.mkdir(parents=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(wanted), encoding="utf-8")
-        os.replace(part, path)
-    return kept
+    with _writing(folder, "Make room there, or name another --out."):
+        if folder.exists():
+            _remove(folder)
+        with folder_for(folder):
+            _write_json(path, wanted)
+    return Checkpoint(folder)
+
+
+def _remove(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.suffix in {".json", ".safetensors", ".part"}:
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+GO_ON = "Make room there, or make it writable; the same command with --resume then goes on."
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path, advice: str = GO_ON) -> Iterator[None]:
     """Turns what goes wrong in writing into an error that says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"the state of this run cannot be kept in {str(path)!r} ({error}). "
-            "Make room there, or name another --out."
+        raise StateError(
+            f"the state of this run cannot be kept in {str(path)!r} ({error}). {advice}"
         ) from error
 
 
-def _spoiled(path: Path, error: Exception) -> InputError:
-    return InputError(
+def _write_json(path: Path, value: Any) -> None:
+    with written_whole(path) as part:
+        part.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
+
+
+def _spoiled(path: Path, error: Exception) -> StateError:
+    return StateError(
         f"the state kept in {str(path)!r} cannot be read ({error}). Start anew without --resume."
     )

@@ -1,7 +1,7 @@
 """Confidence intervals for a held-out R2 and for a difference, from sums over groups of units.
 
-Holds: ``ratio_interval``, ``difference_interval``, and the numbers of folds and groups they were
-checked with.
+Holds: ``ratio_interval``, ``difference_interval``, and the numbers of folds, groups and units they
+were checked with.
 May import: torch, numpy, scipy, jaxtyping, ``secant.errors``.
 """
 
@@ -22,6 +22,12 @@ GROUPS = 10
 
 Few groups leave many units in each, so their sums are nearer to normal; five (a fold each) would
 cost a Student quantile of 2.8 rather than 2.3 and so a fifth more width.
+"""
+
+FEWEST_UNITS = 50
+"""Units from which the intervals were checked; see the limits of `ratio_interval`.
+
+With 20 to 40, four populations of the test were covered 90 to 95 % (600 draws each).
 """
 
 

@@ -6,8 +6,12 @@ May import: torch, numpy, ``secant.errors``, ``secant.load``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from secant.errors import LoadError
 from secant.load.arrays import SUFFIXES, read_array
@@ -36,7 +40,7 @@ def load_data(
     batches or with the digits, and line up with the units.
 
     Raises: `LoadError` for a file that is missing, empty, unreadable or lacks the column;
-    `InputError` for an object of another kind.
+    `InputError` for an object of another kind, and if there is no number in it, only NaN.
     """
     if isinstance(source, str | Path):
         units = _from_file(str(source), column, options.label_column, rows).first(rows)
@@ -44,6 +48,17 @@ def load_data(
         units = from_object(source, column, options.label_column, rows)
     if len(units) == 0:
         raise LoadError(f"data {units.name!r} holds no units. Give at least a few.")
+    tables: dict[str, Iterable[Tensor]] = dict(units.fields or {})
+    if units.tensor is not None:
+        tables[""] = units.tensor
+    for name, values in tables.items():
+        if not any(bool(torch.isfinite(row).any()) for row in values):
+            field = f" in {name!r}" if name else ""
+            raise LoadError(
+                f"data {units.name!r} must hold numbers; every value{field} of all {len(units)} "
+                f"units, of shape {tuple(next(iter(values)).shape)}, is NaN or infinite. "
+                "Check how the data was made, and fill in what is missing."
+            )
     return units
 
 

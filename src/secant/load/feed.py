@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secant.engine.plan import Batch, plan_batches
-from secant.errors import InputError, SecantError
+from secant.errors import InputError, ListenerError, SecantError
 from secant.load.huggingface import quiet
 from secant.load.images import open_image
 from secant.load.loaded import Loaded
@@ -41,6 +41,9 @@ class Feed:
     ) -> None:
         self.loaded = loaded
         self.notes: list[str] = list(loaded.notes)
+        spoilt = units.not_finite()
+        if spoilt:
+            self.notes.append(f"{spoilt} of {len(units)} units of the data hold NaN or infinity.")
         self.units = units
         self._takes = None if units.fields is not None else _keywords(loaded)
         if units.texts is not None:
@@ -218,6 +221,10 @@ class Feed:
                 output = model(**inputs) if isinstance(inputs, dict) else model(inputs)
         except SecantError:
             raise
+        except ListenerError as error:  # no refusal of the model's, but it may want room too
+            if _is_out_of_memory(error.cause):
+                raise self._too_large(error.cause) from error
+            raise
         except REFUSALS as error:
             raise self._refusal(error) from error
         if not _holds_tensor(output):
@@ -227,18 +234,28 @@ class Feed:
             )
         return output
 
+    def _too_large(self, error: Exception) -> InputError:
+        return InputError(
+            f"model {self.loaded.name!r} ran out of memory on a batch ({_first_line(error)}). "
+            "Lower --batch-size."
+        )
+
     def _refusal(self, error: Exception) -> InputError:
-        lines = str(error).splitlines() or [type(error).__name__]
-        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
-            return InputError(
-                f"model {self.loaded.name!r} ran out of memory on a batch ({lines[0]}). "
-                "Lower --batch-size."
-            )
+        if _is_out_of_memory(error):
+            return self._too_large(error)
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         return InputError(
-            f"model {self.loaded.name!r} refuses the data: {kind}{lines[0]} "
+            f"model {self.loaded.name!r} refuses the data: {kind}{_first_line(error)} "
             "Check that the data has the shape that the model was made for, or use --call."
         )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def digest_of(contents: Sequence[bytes]) -> str:

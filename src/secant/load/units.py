@@ -54,6 +54,15 @@ class Units:
                 return len(form)
         raise AssertionError("units have exactly one form")
 
+    def not_finite(self) -> int:
+        """How many units hold NaN or infinity."""
+        if self.tensor is not None:
+            return int((~torch.isfinite(self.tensor).reshape(len(self), -1).all(1)).sum())
+        return sum(
+            not all(bool(torch.isfinite(row).all()) for row in unit)
+            for unit in zip(*(self.fields or {}).values(), strict=True)
+        )
+
     def first(self, count: int | None) -> Units:
         """The first `count` units, or all."""
         return self if count is None else self.take(range(min(count, len(self))))

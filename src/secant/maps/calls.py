@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secant.errors import InputError
+from secant.errors import InputError, ListenerError, SecantError
 
 Interceptor = Callable[[str, nn.Module, Any, Any, Any], Any]
 
@@ -109,6 +109,8 @@ def intercept(model: nn.Module, sites: Sequence[str], interceptor: Interceptor) 
 
     A bare name stands for every call of its module, ``name@2`` for the second alone. What the
     interceptor returns, unless None, replaces the output. Hooks go at the end, also by an error.
+    What the interceptor raises leaves the model's forward as a `ListenerError`, which whoever
+    runs the model does not take for the model's own, and leaves this context as it was.
 
     Raises: `InputError` for a site that is no module of the model, or writes over its input.
     """
@@ -147,11 +149,18 @@ def intercept(model: nn.Module, sites: Sequence[str], interceptor: Interceptor) 
                 if not numbers & {None, call}:
                     return None
                 site = name if call == 1 else f"{name}@{call}"
-                return interceptor(site, module, args, kwargs, output)
+                try:
+                    return interceptor(site, module, args, kwargs, output)
+                except (SecantError, ListenerError):
+                    raise
+                except Exception as error:
+                    raise ListenerError(error) from error
 
             handles.append(modules[name].register_forward_pre_hook(note, with_kwargs=True))
             handles.append(modules[name].register_forward_hook(hook, with_kwargs=True))
         yield
+    except ListenerError as error:
+        raise error.cause from error.cause.__cause__
     finally:
         for handle in handles:
             handle.remove()

@@ -62,10 +62,14 @@ def jvp(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Ten
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(x, v)  # type: ignore[no-untyped-call]
             value, derivative = forward_ad.unpack_dual(function(dual))  # type: ignore[no-untyped-call]
-    except NotImplementedError as error:
+    except (NotImplementedError, InputError) as error:
+        # Where a whole model runs, whoever runs it takes this for a refusal of the data.
+        lacking = error.__cause__ if isinstance(error, InputError) else error
+        if not isinstance(lacking, NotImplementedError):
+            raise
         raise InputError(
             "jvp: every operation must have a forward-mode derivative; torch says: "
-            f"{str(error).splitlines()[0]} Choose a site without that operation."
+            f"{str(lacking).splitlines()[0]} Choose a site without that operation."
         ) from error
     return value, torch.zeros_like(value) if derivative is None else derivative
 

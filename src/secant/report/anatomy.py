@@ -29,19 +29,17 @@ LOSS = "loss, accuracy: how much each rises. "
 
 
 def _number(value: float | None, sign: str = "") -> str:
-    if value is None or not math.isfinite(value):
+    if value is None:
         return "-"
     return f"{value:{sign}.3f}" if abs(value) < 1000 else f"{value:{sign}.1e}"
 
 
 def _with_interval(reading: Reading, sign: str = "") -> str:
     text = _number(reading.value, sign)
-    if reading.value is None or reading.interval is None or text == "-":
+    if reading.value is None or reading.interval is None:
         return text
     low, high = reading.interval
     reach = max(high - reading.value, reading.value - low)
-    if not math.isfinite(reach):
-        return f"{text} ±?"
     return f"{text} ±{_number(math.ceil(reach * 1000) / 1000)}"  # never rounded to less
 
 
@@ -105,7 +103,7 @@ def plain_words(found: Anatomy) -> str:
     kinds = Counter(r.details["operation"].split(" #")[0] for r in output)
     listed = ", ".join(f"{name} (×{count})" for name, count in kinds.items())
     text = f"{found.model}: not affine are {listed}."
-    measured = [r for r in output if r.value is not None and math.isfinite(r.value)]
+    measured = [r for r in output if r.value is not None]
     if measured:
         most = max(measured, key=lambda r: r.value or 0.0)
         text += (

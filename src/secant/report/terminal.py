@@ -6,7 +6,6 @@ May import: rich, ``secant.readings``, ``secant.comparisons``, ``secant.report.p
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -19,7 +18,7 @@ from secant.report.profiles import common_path
 
 
 def _number(value: float | None) -> str:
-    return "n/a" if value is None or not math.isfinite(value) else f"{value:.3f}"
+    return "n/a" if value is None else f"{value:.3f}"
 
 
 def _with_interval(held: dict[str, Any] | Reading | None) -> str:
@@ -31,7 +30,7 @@ def _with_interval(held: dict[str, Any] | Reading | None) -> str:
         if isinstance(held, Reading)
         else (held.get("value"), held.get("interval"))
     )
-    if value is None or interval is None or not all(map(math.isfinite, interval)):
+    if value is None or interval is None:
         return _number(value)
     return f"{_number(value)}\n±{max(interval[1] - value, value - interval[0]):.3f}"
 
@@ -76,7 +75,7 @@ def _control_radius(radius: Reading | None, name: str) -> str:
 
 
 def render_terminal(report: ModelReport) -> list[Table | str]:
-    """The fit at each site beside its controls; the curves; the pieces; what was not read."""
+    """The fits beside their controls; the curves; the pieces; notes, aloud; the warnings."""
     parts: list[Table | str] = []
     if any(reading.gauge == "fit" for reading in report.readings):
         parts.append(_fits(report))
@@ -87,14 +86,15 @@ def render_terminal(report: ModelReport) -> list[Table | str]:
             parts.append(_pieces(reading))
     if {reading.gauge for reading in report.readings} == {"homogeneity"}:
         parts.append("Homogeneity is a curve: see the page, or the JSON.")
-    return parts + [escape(note) for note in _told(report)]
+    parts += [f"[bold]{escape(note)}[/bold]" for note in report.notes]
+    return parts + [escape(warning) for warning in _warnings(report)]
 
 
 MOST_TOLD = 8
 
 
-def _told(report: ModelReport) -> list[str]:
-    """Each warning once, with the sites it is of, and what loading and the gauges noted."""
+def _warnings(report: ModelReport) -> list[str]:
+    """Each warning once, with the sites it is of."""
     sites: dict[str, list[str]] = {}
     for reading in report.readings:
         for warning in reading.warnings:
@@ -108,7 +108,7 @@ def _told(report: ModelReport) -> list[str]:
     more = len(told) - MOST_TOLD
     if more > 0:
         told = [*told[:MOST_TOLD], f"{more} more warnings: see the page."]
-    return told + report.notes
+    return told
 
 
 def _pieces(reading: Reading) -> str:
@@ -205,6 +205,9 @@ def _curves(report: ModelReport) -> Table:
 
 
 MOST_NAMED = 10
+WHOLE = "(model)"
+"""The site of readings from the inputs to the output; it lies under no path."""
+SYMBOLS = {"rho": "ρ"}
 
 
 def render_comparison(found: Comparison, threshold: float, top: int) -> list[Table | str]:
@@ -233,27 +236,35 @@ def render_comparison(found: Comparison, threshold: float, top: int) -> list[Tab
 
 
 def _difference_table(model: str, differences: list[Difference], exceeding: set[int]) -> Table:
+    prefix = common_path([one.site for one in differences if one.site != WHOLE])
     table = Table(
-        title=escape(model),
+        title=escape(f"{model}{_under(prefix)}"),
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         show_edge=False,
         pad_edge=False,
-        caption="difference: after less before, with its 95 % interval; paired: both were read on "
+        caption="change: after less before, with its 95 % interval; paired: both were read on "
         "the same groups of units; *: exceeds the threshold and its interval excludes 0",
     )
-    for head in ("", "site", "reading", "before", "after", "differs by", "interval", ""):
-        # Numbers must never be cut; names may fold.
+    for head in ("", "site", "reading", "before", "after", "change", "interval", ""):
+        # Numbers must never be cut; names may fold, but not so often that none can be read.
         is_name = head in ("site", "reading")
-        table.add_column(head, overflow="fold", no_wrap=not is_name)
+        table.add_column(
+            head, overflow="fold", no_wrap=not is_name, min_width=12 if is_name else None
+        )
     several = len({one.variable for one in differences}) > 1
     for one in differences:
         mark = "*" if id(one) in exceeding else ""
-        table.add_row(mark, *map(escape, _difference_row(one, several)))
+        site = one.site.removeprefix(prefix)
+        table.add_row(mark, *map(escape, (site, *_difference_row(one, several))))
     return table
 
 
 def _difference_row(one: Difference, has_variable: bool) -> tuple[str, ...]:
-    place = "".join(f" {key} {value}" for key, value in one.place.items())
+    place = "".join(
+        f" {value}" if key == "direction" else f" {SYMBOLS.get(key, key)} {value}"
+        for key, value in one.place.items()
+    )
     reading = f"{one.gauge} {one.variant}{place}" + (f" ({one.variable})" if has_variable else "")
     # Adding 0 turns the -0 of a small rounded number into 0.
     value = "n/a" if one.value is None else f"{round(one.value, 3) + 0.0:+.3f}"
@@ -261,4 +272,4 @@ def _difference_row(one: Difference, has_variable: bool) -> tuple[str, ...]:
     if one.interval is not None:
         low, high = (round(end, 3) + 0.0 for end in one.interval)
         span, how = f"[{low:.3f}, {high:.3f}]", one.how
-    return one.site, reading, _number(one.a), _number(one.b), value, span, how
+    return reading, _number(one.a), _number(one.b), value, span, how

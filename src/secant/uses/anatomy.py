@@ -8,7 +8,6 @@ May import: torch, scipy, ``secant.engine``, ``secant.gauges``, ``secant.load``,
 from __future__ import annotations
 
 import json
-import math
 import platform
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from secant.load.data import Units, load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model
 from secant.maps.affinity import Operation
-from secant.readings import SCHEMA, Reading, _plain, _write_atomically
+from secant.readings import NO_INTERVAL, SCHEMA, Reading, interval_of, number, plain, write
 from secant.uses.dissection import TOGETHER, Subject, Tally, site_of
 
 Progress = Callable[[str, int, int], None]
@@ -60,14 +59,14 @@ class Anatomy:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data; numbers that do not exist are None."""
-        return _plain(asdict(self))  # type: ignore[no-any-return]
+        return plain(asdict(self))  # type: ignore[no-any-return]
 
     def save(self, path: Path) -> None:
         """Write the JSON whole or not at all.
 
         Raises: `InputError` if it cannot be written.
         """
-        _write_atomically(path, json.dumps(self.as_dict(), indent=1, allow_nan=False))
+        write(path, json.dumps(self.as_dict(), indent=1, allow_nan=False))
 
 
 def anatomy(
@@ -185,7 +184,7 @@ def _units_and_labels(
 
 
 Interval = tuple[float, float]
-Changed = tuple[float, Interval | None]
+Changed = tuple[float | None, Interval | None]
 
 
 def mean_interval(sums: Tensor, counts: Tensor, level: float = 0.95) -> Interval:
@@ -204,12 +203,12 @@ def mean_interval(sums: Tensor, counts: Tensor, level: float = 0.95) -> Interval
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Changed:
-    """sum(part) / sum(whole) with its interval; nan where there is nothing to divide by."""
+    """sum(part) / sum(whole) with its interval; None where there is nothing to divide by."""
     filled = whole > 0
     if not bool(filled.any()):
-        return math.nan, None
+        return None, None
     low, high = ratio_interval(part[filled], whole[filled])
-    return float(part.sum() / whole.sum()), (1 - high, 1 - low)
+    return number(float(part.sum() / whole.sum())), interval_of((1 - high, 1 - low))
 
 
 def _change(tally: Tally, base: Tally, variant: str) -> Changed:
@@ -219,7 +218,8 @@ def _change(tally: Tally, base: Tally, variant: str) -> Changed:
     counts = base.sums["units"]
     filled = counts > 0
     difference = (tally.sums[variant] - base.sums[variant])[filled]
-    return tally.mean(variant) - base.mean(variant), mean_interval(difference, counts[filled])
+    interval = mean_interval(difference, counts[filled])
+    return number(tally.mean(variant) - base.mean(variant)), interval_of(interval)
 
 
 def _readings(
@@ -241,8 +241,10 @@ def _readings(
                 control, reach = _change(constant, base, variant)
                 beside["constant"] = {"value": control, "interval": reach}
             notes = list(warnings)
-            if value is not None and math.isnan(value):
+            if affine and value is None:
                 notes.append("The output does not vary or is not finite on this data.")
+            elif affine and interval is None:
+                notes.append(NO_INTERVAL)
             samples = {"units": scored} | ({"rows": details["rows"]} if "rows" in details else {})
             found.append(
                 Reading(
@@ -276,7 +278,7 @@ def _about(
     local, interval = _ratio(tally.sums["local_residual"], tally.sums["local_total"])
     regressors = affine.weight.shape[1]
     details |= {
-        "local_r2": 1 - local,
+        "local_r2": None if local is None else 1 - local,
         "local_interval": interval and (1 - interval[1], 1 - interval[0]),
         "ridge": affine.ridge,
         "rows": affine.rows,
