@@ -67,8 +67,8 @@ class ContextFit(Metric):
     the scores with this residual over their totals: no unit, 1 is affine in the row and its two
     neighbours, and the gain over `Fit` is what context explains.
 
-    The products with the previous row are taken in `precision_of` the two, whose rounding is
-    relative to each pair of columns; sums are float64. Ridge strengths start at 1e-6, far above it.
+    Products are taken in `precision_of` the two, whose rounding is relative to each pair of
+    columns; sums over batches are float64. Ridge strengths start at 1e-6, far above it.
 
     Cost: n·d² + n·d·m products a batch of n rows. Memory: GROUPS · (4d² + 2dm) float64.
 
@@ -105,24 +105,27 @@ class ContextFit(Metric):
         if self.is_update:
             t_sum -= x_sum
         mean, last = x_sum / count[:, None], x.rows[first + count - 1]
-        now = x.in_precision(target.dtype)
-        previous = now.roll(1, 0)
-        previous[first] = 0
-        sums = {
-            "previous": summed_product(now, previous),
-            "previous_t": summed_product(previous, target),
-            "mean": mean.T @ x_sum,
-            "mean_last": mean.T @ last,
-            "last": last.T @ last,
-            "mean_t": mean.T @ t_sum,
+        totals = {
             "last_total": last.sum(0),
             "first_total": x.rows[first].sum(0),
             "first_t": target[first].double().sum(0),
             "mean_total": mean.sum(0),
             "sequences": x.rows.new_tensor(float(len(first))),
         }
-        for name in STATES:
-            add_to_group(self, f"sum_{name}", group, sums[name])
+        now = x.in_precision(target.dtype)
+        mean, last, x_sum, t_sum = (one.to(now.dtype) for one in (mean, last, x_sum, t_sum))
+        previous = now.roll(1, 0)
+        previous[first] = 0
+        sums = {
+            "previous": summed_product(now, previous),
+            "previous_t": summed_product(previous, target),
+            "mean": summed_product(mean, x_sum),
+            "mean_last": summed_product(mean, last),
+            "last": summed_product(last, last),
+            "mean_t": summed_product(mean, t_sum),
+        }
+        for name, value in (sums | totals).items():
+            add_to_group(self, f"sum_{name}", group, value)
 
     def compute(self, sums: Moments, scores: dict[str, Score]) -> dict[str, Score]:
         """`raw` and, where it is among `scores`, `beyond` with context."""

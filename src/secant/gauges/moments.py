@@ -126,10 +126,11 @@ ROWS = 4096
 """Rows summed in the precision of products; from there on sums are float64."""
 
 
-def summed_product(a: Float[Tensor, "n d"], b: Float[Tensor, "n m"]) -> Float64[Tensor, "d m"]:
-    """a'b, with products as precise as `a` and `b` are."""
-    whole = a.new_zeros(a.shape[1], b.shape[1], dtype=torch.float64)
-    for start in range(0, len(a), ROWS):
+def summed_product(a: Float[Tensor, "n d"], b: Float[Tensor, "n m"]) -> Float[Tensor, "d m"]:
+    """a'b, with products as precise as `a` and `b` are; of few rows the sum too."""
+    whole = a[:ROWS].T @ b[:ROWS]
+    for start in range(ROWS, len(a), ROWS):
+        whole = whole.double()
         whole += a[start : start + ROWS].T @ b[start : start + ROWS]
     return whole
 
@@ -153,7 +154,7 @@ def moments(x: Gram, y: Gram) -> Moments:
     rows = torch.tensor(float(len(x.rows)), dtype=torch.float64, device=x.rows.device)
     target = target_rows(x, y)
     now = x.in_precision(target.dtype)
-    product = summed_product(now, target)
+    product = summed_product(now, target).double()
     if x.rows.shape == y.rows.shape:
         torch.sum(now * target, 0, dtype=torch.float64, out=product.diagonal())
         product += x.product
