@@ -20,7 +20,8 @@ from secant.load.feed import Feed
 from secant.load.models import load_model
 from secant.maps.features import rows, watch
 from secant.maps.sites import find_sites
-from secant.observe import accumulate, results_of
+from secant.observe import accumulate
+from secant.site_sums import results_of
 
 
 def solved(a: Tensor, b: Tensor, strength: float) -> Tensor:
@@ -83,7 +84,7 @@ def main() -> None:
     feed = Feed(loaded, units, groups=GROUPS, batch_size=32, seed=0)
     sites = find_sites(loaded.model)
     score = peer_score()
-    results = results_of(accumulate(feed, loaded.model, sites, lambda done, total: None))
+    results = results_of(accumulate(feed, loaded.model, sites, lambda done, total: None).sites)
     kept: dict[str, list[tuple[Tensor, Tensor]]] = {site: [] for site in sites}
     folds, starts = [], []
     for batch in feed.batches:

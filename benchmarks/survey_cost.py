@@ -25,7 +25,8 @@ from secant.load.feed import Feed
 from secant.load.models import load_model
 from secant.maps.features import rows, watch
 from secant.maps.sites import find_sites
-from secant.observe import accumulate, results_of
+from secant.observe import accumulate
+from secant.site_sums import results_of
 
 
 def peer_pass(
@@ -68,7 +69,7 @@ def main() -> None:
         seconds["watched"].append(time.perf_counter() - started)
 
         started = time.perf_counter()
-        tokens = max(result.fit.rows for result in results_of(observer).values())
+        tokens = max(result.fit.rows for result in results_of(observer.sites).values())
         seconds["solved"].append(time.perf_counter() - started)
         del observer
 

@@ -27,6 +27,7 @@ LEVELS = {
     "gauges": 2,
     "nn": 2,
     "observe": 3,
+    "site_sums": 3,
     "fit_readings": 3,
     "passes": 3,
     "segments": 3,

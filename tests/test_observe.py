@@ -8,11 +8,13 @@ from secant.errors import InputError
 from secant.fit_readings import duplicates_of, fit_readings
 from secant.gauges.fit import Fit
 from secant.gauges.interval import GROUPS
+from secant.gauges.ridge import Eigenbases
 from secant.load.data import Units
 from secant.load.feed import Feed
 from secant.load.models import Loaded
 from secant.maps.receptive import patch_rows, receptive_width
-from secant.observe import Observer, SiteResult, accumulate, results_of
+from secant.observe import Observer, accumulate
+from secant.site_sums import SiteResult, results_of
 
 
 def images(count: int = 60, size: int = 6) -> Tensor:
@@ -25,7 +27,7 @@ def observed(
     loaded = Loaded("test", model.eval(), None, lambda seed: model)
     feed = Feed(loaded, Units("data", tensor=data), groups=GROUPS, batch_size=size, seed=0)
     observer = accumulate(feed, model, sites, lambda done, total: None)
-    return observer, results_of(observer)
+    return observer, results_of(observer.sites)
 
 
 class Mixer(nn.Module):
@@ -252,3 +254,27 @@ def test_fit_states_start_as_one_zero() -> None:
     gauge.update(torch.randn(4, 300), torch.randn(4, 300), 3)
     gauge.reset()
     assert gauge.sum_xx.numel() == 1
+
+
+def test_solving_at_once_changes_no_bit_and_leaves_the_threads() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh())
+    observer, results = observed(model, torch.randn(200, 5), ["0", "1", "2", "3"])
+    threads, bases = torch.get_num_threads(), Eigenbases()
+    for name, site in observer.sites.items():
+        assert site.fit is not None
+        site.fit._computed = None
+        assert site.result(bases).fit.scores == results[name].fit.scores
+    told: list[tuple[int, int]] = []
+    results_of(observer.sites, lambda done, total: told.append((done, total)))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert torch.get_num_threads() == threads
+
+
+def test_an_error_in_solving_is_raised() -> None:
+    observer, _ = observed(nn.Sequential(nn.Identity()), torch.randn(200, 5), ["0"])
+    site = observer.sites["0"]
+    assert site.fit is not None
+    site.fit.reset()
+    with pytest.raises(InputError, match="no rows yet"):
+        results_of(observer.sites)

@@ -13,8 +13,9 @@ import torch
 
 from secant.comparisons import paired
 from secant.gauges.fit import FitResult, Score
-from secant.observe import Observer, SiteResult
+from secant.observe import Observer
 from secant.readings import NO_INTERVAL, Reading, interval_of, number
+from secant.site_sums import SiteResult
 
 ROWS_PER_DIMENSION = 10
 LEADING_SHARE = 0.5

@@ -1,7 +1,8 @@
 """Observational gauges over a model's sites, in one forward pass.
 
-Holds: ``Observer``, ``SiteResult``, ``accumulate``, ``results_of``.
-May import: torch, ``secant.errors``, ``secant.load``, ``secant.maps``, ``secant.gauges``.
+Holds: ``Observer``, ``accumulate``.
+May import: torch, ``secant.errors``, ``secant.engine``, ``secant.load``, ``secant.maps``,
+``secant.gauges``, ``secant.site_sums``.
 
 A block's output is often the next block's input: such a tensor is centred and squared once.
 Rows wait until a few batches of one group have come together, for products of many rows are faster.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,118 +21,20 @@ from secant.engine.checkpoint import Checkpoint
 from secant.engine.memory import free_bytes
 from secant.errors import InputError
 from secant.gauges.context import ContextFit, starts_of
-from secant.gauges.fit import Fit, FitResult, Score
-from secant.gauges.interval import GROUPS
+from secant.gauges.fit import Fit
 from secant.gauges.moments import Gram, gram
-from secant.gauges.ridge import Eigenbases
 from secant.load.feed import Feed
 from secant.load.loaded import device_of
 from secant.maps.calls import module_at, version_of
 from secant.maps.features import rows, watch
-from secant.maps.receptive import patch_rows, receptive_width
-
-WIDEST_PATCH = 1024
-"""Regressors of a receptive field past which its fit would cost more than the model."""
-
+from secant.maps.receptive import patch_rows
+from secant.site_sums import Site, Waiting
 
 CHUNK = 2048
 """Rows of one group that a site waits for before it takes their products."""
 
 SHARED = 4
 """Grams kept at hand: a tensor is soon met again, as the next block's input or beside its norm."""
-
-
-class SiteResult(NamedTuple):
-    """What the fit gauges found at one site.
-
-    `context` is None where a row has no neighbours; `context_note` says so where it has some
-    that could not be used. `left_out` counts units with values that are not finite;
-    `regressors` those of the fit with context, 0 if there is none.
-    """
-
-    fit: FitResult
-    context: dict[str, Score] | None
-    context_note: str | None
-    left_out: int
-    regressors: int
-
-
-class Waiting(NamedTuple):
-    """Rows of one batch at one site; `starts` as for `ContextFit`, empty where it has none."""
-
-    x: Tensor
-    y: Tensor
-    starts: Tensor
-
-
-class Site:
-    """The gauges of one site; their states are made by the first batch, which sets the centres."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.width = receptive_width(module)
-        self.fit: Fit | None = None
-        self.context: ContextFit | None = None
-        self.patches: Fit | None = None
-        self.note: str | None = None
-        self.left_out = 0
-        self.waiting: list[Waiting] = []
-
-    def make(self, x: Tensor, y: Tensor, x_centre: Tensor, y_centre: Tensor) -> None:
-        """Choose the gauges by the shape of the site's first batch."""
-        self.fit = Fit(x_centre, y_centre).to(x.device)
-        if x.ndim == 3:
-            self.context = ContextFit(len(x_centre), len(y_centre)).to(x.device)
-        if x.ndim != 4 or self.width == 1:
-            return
-        regressors = x.shape[1] * self.width**2
-        if x.shape[2:] != y.shape[2:]:
-            self.note = "The site changes the size of its images: no fit on its receptive field."
-        elif regressors > WIDEST_PATCH:
-            self.note = (
-                f"A receptive field of {self.width} x {self.width} pixels has {regressors} values, "
-                f"more than {WIDEST_PATCH}: no fit on it."
-            )
-        else:
-            centre = patch_rows(x, self.width).double().mean(0)
-            self.patches = Fit(centre, y_centre).to(x.device)
-
-    def gauges(self) -> dict[str, Fit | ContextFit]:
-        """Those that this site has, by name."""
-        found = {"fit": self.fit, "context": self.context, "patches": self.patches}
-        return {name: gauge for name, gauge in found.items() if gauge is not None}
-
-    def widths(self) -> tuple[int, int]:
-        """Those of a row and of its output."""
-        assert self.fit is not None
-        return len(self.fit.x_centre), len(self.fit.y_centre)
-
-    def bytes(self) -> int:
-        """What the sums will hold, in float64: a matrix is the width of its gauge squared."""
-        assert self.fit is not None
-        d, m = len(self.fit.x_centre), len(self.fit.y_centre)
-        values = d * d + d * m + m * m
-        if self.context is not None:
-            values += 4 * d * d + 2 * d * m
-        if self.patches is not None:
-            wide = len(self.patches.x_centre)
-            values += wide * wide + wide * m + m * m
-        return 8 * GROUPS * values
-
-    def result(self, bases: Eigenbases) -> SiteResult:
-        """Solve."""
-        assert self.fit is not None
-        found = self.fit.compute(bases)
-        context = None
-        if self.context is not None:
-            context = self.context.compute(self.fit.sums(), found.scores)
-        elif self.patches is not None:
-            context = self.patches.compute(bases).within(found)
-        regressors = 0
-        if self.patches is not None:
-            regressors = len(self.patches.x_centre)
-        elif self.context is not None:
-            regressors = 3 * self.context.widths[0] + 1
-        return SiteResult(found, context, self.note, self.left_out, regressors)
 
 
 class Grams:
@@ -273,17 +176,12 @@ class Observer:
         Raises: `InputError` if they would.
         """
         self.promised += site.bytes()
-        if self.free is None or not self.sums_are_on_cpu(site) or self.promised <= self.free:
+        if self.free is None or not site.is_on_cpu() or self.promised <= self.free:
             return
         raise InputError(
             f"the sums of the sites up to {name!r} need {self.promised / 1e9:.1f} GB and "
             f"{self.free / 1e9:.1f} GB are free. Name fewer sites with --site."
         )
-
-    @staticmethod
-    def sums_are_on_cpu(site: Site) -> bool:
-        """Whether a site's sums lie in the memory that was measured."""
-        return site.fit is not None and site.fit.x_centre.device.type == "cpu"
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that `restore` needs: tensors, and plain notes for each site."""
@@ -379,9 +277,3 @@ def accumulate(
     if not observer.sites:
         raise InputError(next(iter(observer.skipped.values())))
     return observer
-
-
-def results_of(observer: Observer) -> dict[str, SiteResult]:
-    """Solve every site; neighbours share eigenproblems."""
-    bases = Eigenbases()
-    return {name: site.result(bases) for name, site in observer.sites.items()}

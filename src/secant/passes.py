@@ -2,8 +2,8 @@
 
 Holds: ``Settings``, ``Part``, ``Found``, ``Passes``, ``GAUGES``.
 May import: torch, ``secant.errors``, ``secant.engine``, ``secant.load``, ``secant.maps``,
-``secant.observe``, ``secant.fit_readings``, ``secant.experiments``, ``secant.segments``,
-``secant.readings``, ``secant.records``.
+``secant.observe``, ``secant.site_sums``, ``secant.fit_readings``, ``secant.experiments``,
+``secant.segments``, ``secant.readings``, ``secant.records``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from secant.errors import InputError
 from secant.experiments import CURVES, experiment
 from secant.fit_readings import duplicates_of, fit_readings
 from secant.load.feed import Feed
-from secant.observe import accumulate, results_of
+from secant.observe import accumulate
 from secant.readings import Reading, plain
 from secant.records import record
 from secant.segments import segment_readings
+from secant.site_sums import results_of
 from secant.trials import Design, draw_sample
 
 Progress = Callable[[str, int, int], None]
@@ -125,7 +126,8 @@ class Passes:
         )  # fmt: skip
         units, twins = len(self.feed.units), duplicates_of(observer)
         readings = []
-        for site, result in results_of(observer).items():
+        results = results_of(observer.sites, self._progress(what, "fit, solving"))
+        for site, result in results.items():
             readings += fit_readings(site, result, units, twins.get(site))
         return Part(readings, skipped=observer.skipped)
 

@@ -33,7 +33,7 @@ from secant.gauges.moments import (
     trained,
     update_moments,
 )
-from secant.gauges.ridge import chosen_ridges, lifted_cholesky
+from secant.gauges.ridge import cholesky_solution, chosen_ridges, lifted_cholesky
 
 STATES = (
     "previous", "previous_t", "mean", "mean_last", "last", "mean_t",
@@ -157,7 +157,7 @@ class ContextFit(Metric):
         residuals = []
         for k, of_fold in enumerate(members):
             z_mean, t_mean, train = trained(everything.minus(folds[k]))
-            weight = torch.cholesky_solve(train.xt, lifted_cholesky(train.xx, ridges[k]))
+            weight = cholesky_solution(train.xt, lifted_cholesky(train.xx, ridges[k]))
             square = symmetric_product(weight.T)
             for group in of_fold:
                 residuals.append(design([group]).residual(weight, square, z_mean, t_mean))

@@ -1,6 +1,7 @@
 """Ridge regression from moments: the strength chosen on inner folds, the solve, its eigenbasis.
 
-Holds: ``RIDGES``, ``chosen_ridges``, ``Eigen``, ``Eigenbases``, ``ridge_weight``.
+Holds: ``RIDGES``, ``lifted_cholesky``, ``cholesky_solution``, ``chosen_ridges``, ``Eigen``,
+``Eigenbases``, ``ridge_weight``.
 May import: torch, jaxtyping, ``secant.errors``, ``secant.gauges`` (_shapes, moments).
 """
 
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import Future
+from threading import Lock
 from typing import NamedTuple, cast
 
 import torch
@@ -73,6 +76,14 @@ def _lifted(xx: Float64[Tensor, "d d"], lift: Scalar) -> Float64[Tensor, "d d"]:
     return lifted
 
 
+def cholesky_solution(
+    target: Float64[Tensor, "d m"], factor: Float64[Tensor, "d d"]
+) -> Float64[Tensor, "d m"]:
+    """`torch.cholesky_solve`, which copies the factor first: dear where `target` is narrow."""
+    half = torch.linalg.solve_triangular(factor, target, upper=False)
+    return cast(Tensor, torch.linalg.solve_triangular(factor.T, half, upper=True))
+
+
 def chosen_ridges(folds: Sequence[Moments], strengths: tuple[float, ...] = RIDGES) -> list[float]:
     """For each fold the strength with the least residual on a neighbour, by a fit without both.
 
@@ -92,7 +103,7 @@ def chosen_ridges(folds: Sequence[Moments], strengths: tuple[float, ...] = RIDGE
         means = train.x_mean, train.t_mean
         for place, ridge in enumerate(strengths):
             factor = lifted_cholesky(train.centred.xx, ridge)
-            weight = torch.cholesky_solve(train.centred.xt, factor)
+            weight = cholesky_solution(train.centred.xt, factor)
             losses[first, place] += residual_sum(other, weight, *means).cpu()
             losses[second, place] += residual_sum(one, weight, *means).cpu()
     return [strengths[int(loss.argmin())] for loss in losses]
@@ -123,21 +134,30 @@ class Eigenbases:
     """Symmetric eigenproblems, each solved once: a block's output is the next one's input.
 
     Known by the bytes of the matrix, so nobody has to say which sites share a tensor. Keeps the
-    last few only.
+    last few only. Threads may share one: who comes second waits for the first.
     """
 
-    def __init__(self, keep: int = 12) -> None:
+    def __init__(self, keep: int = 48) -> None:
         self.keep = keep
-        self.solved: dict[bytes, Eigen] = {}
+        self.solved: dict[bytes, Future[Eigen]] = {}
+        self.lock = Lock()
 
     def __call__(self, matrix: Float64[Tensor, "d d"]) -> Eigen:
         """Eigenvalues and eigenvectors of `matrix`."""
         key = hashlib.blake2b(matrix.cpu().numpy().tobytes(), digest_size=16).digest()
-        if key not in self.solved:
-            if len(self.solved) == self.keep:
-                del self.solved[next(iter(self.solved))]
-            self.solved[key] = Eigen(*torch.linalg.eigh(matrix))
-        return self.solved[key]
+        with self.lock:
+            is_first = key not in self.solved
+            if is_first:
+                if len(self.solved) == self.keep:
+                    del self.solved[next(iter(self.solved))]
+                self.solved[key] = Future()
+            found = self.solved[key]
+        if is_first:
+            try:
+                found.set_result(Eigen(*torch.linalg.eigh(matrix)))
+            except Exception as error:
+                found.set_exception(error)
+        return found.result()
 
 
 def ridge_weight(
