@@ -58,7 +58,8 @@ def test_a_killed_and_resumed_survey_gives_the_same_bits(tmp_path, whole, stop_a
     report, calls = run(states, resume=True)
     assert readings(report) == whole
     assert not states.exists(), "a finished run leaves nothing"
-    assert len(calls) < 60, "what was kept is not done again"
+    batches = [label for label, _ in calls if "solving" not in label]
+    assert len(batches) < 60, "what was kept is not done again"
 
 
 def test_curves_and_pieces_are_kept_whole(tmp_path):
