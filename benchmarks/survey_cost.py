@@ -3,11 +3,14 @@
 Run: python benchmarks/survey_cost.py MODEL_FOLDER TEXTS.txt [UNITS [REPEATS]]
 
 Prints medians of REPEATS (3) rounds; in each round the plain forward, the watched forward, the
-solves and the peer take turns, so that a slow minute of the machine is shared.
+solves and the peer take turns, so that a slow minute of the machine is shared. Before each a few
+batches go through the model untimed, so that none pays for the memory that the one before it gave
+back; and one survey goes before all, for a virtual machine is slow to touch fresh memory.
 
-The limit: a row of width d costs a block about 24 d² multiply-adds with its biases and none of
-its attention. The fit gauges need x'x, x'y (float64) and the two products with the previous row
-(float32), 4 d² multiply-adds, of which x'x is shared by neighbours.
+The limit: a row of width d costs a block of four d x d projections and a 4 d wide MLP about
+24 d² operations, attention apart. The fit gauges need x'x (float64, half of it by symmetry, shared
+by neighbours), x'(y - x) and two products with the previous row (float32): 8 d² float32 operations
+with x'x counted as twice its float64 ones.
 """
 
 import statistics
@@ -48,6 +51,14 @@ def peer_pass(
         score(torch.cat(inputs[site]), torch.cat(outputs[site]))
 
 
+def settled(feed: Feed, model: nn.Module) -> float:
+    """The time, after a few batches that bring allocator and caches to one state."""
+    with torch.no_grad():
+        for batch in feed.batches[:3]:
+            feed.forward(model, batch)[0]()
+    return time.perf_counter()
+
+
 def main() -> None:
     loaded = load_model(sys.argv[1])
     units = load_data(sys.argv[2]).first(int(sys.argv[3]) if len(sys.argv) > 3 else 600)
@@ -57,23 +68,24 @@ def main() -> None:
     score = peer_score()
     seconds: dict[str, list[float]] = {name: [] for name in ("plain", "watched", "solved", "peer")}
     tokens = 0
+    results_of(accumulate(feed, loaded.model, sites, lambda done, total: None).sites)
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = settled(feed, loaded.model)
         with torch.no_grad():
             for batch in feed.batches:
                 feed.forward(loaded.model, batch)[0]()
         seconds["plain"].append(time.perf_counter() - started)
 
-        started = time.perf_counter()
+        started = settled(feed, loaded.model)
         observer = accumulate(feed, loaded.model, sites, lambda done, total: None)
         seconds["watched"].append(time.perf_counter() - started)
 
-        started = time.perf_counter()
+        started = settled(feed, loaded.model)
         tokens = max(result.fit.rows for result in results_of(observer.sites).values())
         seconds["solved"].append(time.perf_counter() - started)
         del observer
 
-        started = time.perf_counter()
+        started = settled(feed, loaded.model)
         peer_pass(feed, loaded.model, sites, score)
         seconds["peer"].append(time.perf_counter() - started)
     median = {name: statistics.median(times) for name, times in seconds.items()}
