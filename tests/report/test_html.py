@@ -379,7 +379,7 @@ def test_the_paired_difference_is_said_in_words():
         gap = -0.38 if one["site"] == "blocks.1" else 0.001 * (i % 2)
         one["controls"]["fresh"]["difference"] = around(gap)
     page = text_of(report)
-    assert "More linear in features than with fresh weights, in beyond?" in page
+    assert "More linear in features (beyond) than with fresh weights?" in page
     assert "less at 1, uncertain at 2 of 3 sites; most at <code>blocks.1</code>, less by" in page
     assert "less by 0.380 [0.360, 0.400]" in page
     assert "intervals overlap" not in page

@@ -100,7 +100,7 @@ def _against_fresh(model: Model) -> Answers:
         beyond = fits_of(model, variable, "beyond")
         name = "beyond" if beyond else "raw R²"
         readings = beyond or fits_of(model, variable, "raw")
-        question = f"More linear in {escape(variable)} than with fresh weights, in {name}?"
+        question = f"More linear in {escape(variable)} ({name}) than with fresh weights?"
         answer = _paired_words(readings) or _overlap_words(readings)
         found += [(question, answer)] if answer else []
     return found
@@ -229,8 +229,8 @@ def _tangent(model: Model) -> Answers:
         says.append(f"up to {_range(known) if len(radii) > 1 else escape(shown(one))}")
     start, end = family.places[0], family.places[-1]
     for side, words in (
-        ("past the grid", f"up to {end:.2g} and further"),
-        ("before the grid", f"not even {start:.2g}"),
+        ("past the grid", f"beyond {end:.2g}, the longest tried"),
+        ("before the grid", f"not even {start:.2g}, the shortest tried"),
     ):
         held = [one for one in radii.values() if censored_of(one) == side]
         if held:
