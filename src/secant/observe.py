@@ -30,7 +30,7 @@ from secant.maps.features import rows, watch
 from secant.maps.receptive import patch_rows
 from secant.site_sums import Site, Waiting
 
-CHUNK = 2048
+CHUNK = 1024
 """Rows of one group that a site waits for before it takes their products."""
 
 SHARED = 4
@@ -84,6 +84,7 @@ class Observer:
         self.group, self.mask = group, mask
         self.starts = None if mask is None else starts_of(mask)
         self.flat.clear()
+        self.grams.forget()  # sites that share a tensor settle in one batch
 
     def listen(self, name: str, x: Tensor, y: Tensor) -> None:
         """Add one site's batch, or pass over a site that cannot be fitted if that is allowed."""
