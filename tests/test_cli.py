@@ -231,7 +231,11 @@ def test_a_folder_in_the_place_of_the_report_is_one_line(run, tmp_path):
     assert code == 2
     assert err.startswith("secant: ")
     assert len(err.splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", ".states"}
+    (tmp_path / "report.json").rmdir()
+    code, _, err = run(*args, "--resume")
+    assert code == 0, err
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.html"}
 
 
 def test_a_seed_out_of_range_is_refused(run, tmp_path):

@@ -25,18 +25,9 @@ from secant.load.feed import Feed
 from secant.load.models import load_model
 from secant.maps.sites import find_sites
 from secant.trials import Design, draw_sample
-from toy_tokens import Digits, TokenNet, feed_of
+from toy_tokens import Apply, Digits, TokenNet, feed_of
 
 DESIGN = Design(units=20, batch_size=6)
-
-
-class Apply(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 def net_of(function):

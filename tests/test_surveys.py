@@ -11,6 +11,7 @@ from torch import nn
 from secant.engine.checkpoint import Checkpoint
 from secant.errors import InputError, StateError
 from secant.load.models import shuffled
+from secant.readings import Report
 from secant.surveys import digest_of_output, survey
 from toy_tokens import feed_of
 
@@ -27,7 +28,7 @@ def readings(report):
     return [{key: value for key, value in model.items() if key != "cost"} for model in models]
 
 
-def run(states, stop_at=None, resume=False, **options):
+def run(out, stop_at=None, resume=False, **options):
     """Survey; raise KeyboardInterrupt at the given call of the progress bar."""
     calls = []
 
@@ -37,7 +38,7 @@ def run(states, stop_at=None, resume=False, **options):
             raise KeyboardInterrupt
 
     report = survey(
-        MODELS, rows=60, gauges=["fit"], batch_size=16, progress=progress, states=states,
+        MODELS, rows=60, gauges=["fit"], batch_size=16, progress=progress, out=out,
         resume=resume, **options,
     )  # fmt: skip
     return report, calls
@@ -49,15 +50,32 @@ def whole():
     return readings(report)
 
 
+def test_a_report_that_cannot_be_written_is_not_lost(tmp_path, whole, monkeypatch):
+    """What the readings were made from stays, and the same command with resume writes them."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(Report, "save", refused)
+        with pytest.raises(InputError, match="cannot write"):
+            run(out)
+    report, calls = run(out, resume=True)
+    assert readings(report) == readings(Report.load(out / "report.json")) == whole
+    assert not calls, "nothing is done again"
+
+
+def refused(report, folder):
+    raise InputError("cannot write: the disk is full. Make room.")
+
+
 @pytest.mark.parametrize("stop_at", [1, 17, 45])
 def test_a_killed_and_resumed_survey_gives_the_same_bits(tmp_path, whole, stop_at):
-    states = tmp_path / "states"
+    out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        run(states, stop_at)
-    assert states.is_dir()
-    report, calls = run(states, resume=True)
+        run(out, stop_at)
+    assert (out / ".states").is_dir()
+    report, calls = run(out, resume=True)
     assert readings(report) == whole
-    assert not states.exists(), "a finished run leaves nothing"
+    assert readings(Report.load(out / "report.json")) == whole
+    assert not (out / ".states").exists(), "a finished run leaves its report alone"
     batches = [label for label, _ in calls if "solving" not in label]
     assert len(batches) < 60, "what was kept is not done again"
 
@@ -66,7 +84,7 @@ def test_curves_and_pieces_are_kept_whole(tmp_path):
     """Killed among the controls' curves: those that were done are read from the folder."""
     options = {"rows": 60, "has_controls": True, "gauges": ["tangent", "pieces"]}
     expected = readings(survey(["demo:mlp"], **options))
-    states, calls = tmp_path / "states", []
+    out, calls = tmp_path / "out", []
 
     def progress(label, done, total):
         calls.append(label)
@@ -75,9 +93,9 @@ def test_curves_and_pieces_are_kept_whole(tmp_path):
 
     resuming = False
     with pytest.raises(KeyboardInterrupt):
-        survey(["demo:mlp"], **options, progress=progress, states=states)
+        survey(["demo:mlp"], **options, progress=progress, out=out)
     resuming, calls[:] = True, []
-    found = survey(["demo:mlp"], **options, progress=progress, states=states, resume=True)
+    found = survey(["demo:mlp"], **options, progress=progress, out=out, resume=True)
     assert readings(found) == expected
     assert not any("trained" in label for label in calls)
     assert {one.gauge for one in found.models[0].readings} == {"tangent", "pieces"}
@@ -137,37 +155,56 @@ def test_sites_that_pool_are_passed_over_unless_named():
         survey([model], images, gauges=["fit"], sites=["0"], has_controls=False)
 
 
+@pytest.mark.parametrize("kept", [{"readings": [], "extra": 1}, [], "readings"])
+def test_readings_of_another_form_are_said_to_be_spoiled(tmp_path, kept):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 17)
+    done = tmp_path / ".states" / "0-trained-fit.json"
+    assert done.is_file()
+    done.write_text(json.dumps(kept))
+    with pytest.raises(StateError, match=r"0-trained-fit.*cannot be read.*without --resume"):
+        run(tmp_path, resume=True)
+
+
+def test_sums_of_another_form_are_said_to_be_spoiled(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 5)
+    Checkpoint(tmp_path / ".states").save_sums("0-trained-fit", {"x": torch.zeros(1)}, {"sites": 3})
+    with pytest.raises(StateError, match=r"0-trained-fit.*cannot be read"):
+        run(tmp_path, resume=True)
+
+
 def test_killed_twice(tmp_path, whole):
-    states = tmp_path / "states"
+    out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        run(states, 5)
+        run(out, 5)
     with pytest.raises(KeyboardInterrupt):
-        run(states, 12, resume=True)
-    assert readings(run(states, resume=True)[0]) == whole
+        run(out, 12, resume=True)
+    assert readings(run(out, resume=True)[0]) == whole
 
 
 def test_other_settings_or_data_do_not_resume(tmp_path):
-    states = tmp_path / "states"
+    out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        run(states, 5)
+        run(out, 5)
     with pytest.raises(InputError, match=r"differs from this one in seed"):
-        run(states, resume=True, seed=1)
+        run(out, resume=True, seed=1)
     with pytest.raises(InputError, match=r"another fingerprint at '0-data'"):
-        survey(MODELS, rows=59, gauges=["fit"], batch_size=16, states=states, resume=True)
+        survey(MODELS, rows=59, gauges=["fit"], batch_size=16, out=out, resume=True)
     with pytest.raises(InputError, match="another fingerprint"):
-        survey(MODELS[::-1], rows=60, gauges=["fit"], batch_size=16, states=states, resume=True)
-    assert states.is_dir(), "what was kept is still there"
+        survey(MODELS[::-1], rows=60, gauges=["fit"], batch_size=16, out=out, resume=True)
+    assert (out / ".states").is_dir(), "what was kept is still there"
 
 
 def test_resume_needs_the_folder_of_a_run():
-    with pytest.raises(InputError, match="got resume without `states`"):
+    with pytest.raises(InputError, match="got resume without `out`"):
         survey(["demo:linear"], resume=True)
 
 
 @pytest.mark.parametrize("step", ["1-trained-fit", "0-fresh-fit", "1-shuffled-fit"])
 def test_a_full_disk_ends_the_run_which_then_goes_on(tmp_path, whole, monkeypatch, step):
     """Also while a control is read, whose own failures are only named beside the readings."""
-    states = tmp_path / "states"
+    out = tmp_path / "out"
     replace = os.replace
 
     def full(source, target):
@@ -178,19 +215,19 @@ def test_a_full_disk_ends_the_run_which_then_goes_on(tmp_path, whole, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", full)
         with pytest.raises(StateError, match=r"No space left on device.*--resume"):
-            run(states)
-    assert readings(run(states, resume=True)[0]) == whole
-    assert not states.exists()
+            run(out)
+    assert readings(run(out, resume=True)[0]) == whole
+    assert not (out / ".states").exists()
 
 
 def test_sums_go_once_their_readings_are_kept(tmp_path):
     """At any time the sums of one pass alone are on the disk."""
-    states, seen = tmp_path / "states", []
+    out, seen = tmp_path / "out", []
 
     def progress(label, done, total):
-        seen.append(sorted(path.stem for path in states.glob("*.safetensors")))
+        seen.append(sorted(path.stem for path in out.glob(".states/*.safetensors")))
 
-    survey(MODELS, rows=60, gauges=["fit"], batch_size=16, progress=progress, states=states)
+    survey(MODELS, rows=60, gauges=["fit"], batch_size=16, progress=progress, out=out)
     assert max(map(len, seen)) == 1
     assert {steps[0] for steps in seen} == {
         f"{place}-{what}-fit" for place in (0, 1) for what in ("trained", "fresh", "shuffled")
@@ -212,7 +249,7 @@ def test_another_forward_of_the_same_modules_does_not_resume(tmp_path):
     parts, data = [nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)], torch.randn(80, 4)
 
     def go(model, **options):
-        return survey([model], data, gauges=["fit"], states=tmp_path / "states", **options)
+        return survey([model], data, gauges=["fit"], out=tmp_path / "out", **options)
 
     def stop(label, done, total):
         raise KeyboardInterrupt
@@ -265,8 +302,8 @@ def test_few_units_are_told_once_a_model(units, is_few):
 
 def test_bad_input_keeps_nothing(tmp_path):
     with pytest.raises(InputError, match="at least 3 folds"):
-        survey(["demo:linear"], rows=1, states=tmp_path / "states")
-    assert not (tmp_path / "states").exists()
+        survey(["demo:linear"], rows=1, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_same_survey_twice_gives_the_same_bits(whole):

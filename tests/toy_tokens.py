@@ -1,6 +1,6 @@
-"""A tokenizer, a model of tokens and a feed of them, small enough to compute by hand.
+"""A tokenizer, models and a feed of them, small enough to compute by hand.
 
-Holds: ``Digits``, ``TokenNet``, ``feed_of``.
+Holds: ``Digits``, ``Apply``, ``TokenNet``, ``feed_of``.
 May import: torch, ``secant``.
 """
 
@@ -42,6 +42,17 @@ def padded_on_the_left(feed):
 
     feed.inputs = inputs
     return feed
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
 
 
 class TokenNet(nn.Module):

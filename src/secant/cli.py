@@ -154,26 +154,22 @@ def report(
     """
     from secant.load.demo import DEMOS
     from secant.load.options import LoadOptions
-    from secant.readings import writable
     from secant.report.terminal import render_terminal
     from secant.surveys import survey
 
     loading = LoadOptions(weights, call, label_column, trust_remote_code, device, dtype)
-    with writable(out):
-        try:
-            with progress_bars() as progress:
-                found = survey(
-                    models or [f"demo:{name}" for name in DEMOS], data, column=column,
-                    loading=loading, sites=site, gauges=gauge, rows=rows, batch_size=batch_size,
-                    seed=seed, has_controls=controls,
-                    progress=progress, states=out / ".states", resume=resume,
-                )  # fmt: skip
-        except KeyboardInterrupt:
-            typer.echo("secant: stopped. The same command with --resume goes on.", err=True)
-            raise typer.Exit(130) from None
-        as_json, as_html = found.save(out)
+    try:
+        with progress_bars() as progress:
+            found = survey(
+                models or [f"demo:{name}" for name in DEMOS], data, column=column,
+                loading=loading, sites=site, gauges=gauge, rows=rows, batch_size=batch_size,
+                seed=seed, has_controls=controls, progress=progress, out=out, resume=resume,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo("secant: stopped. The same command with --resume goes on.", err=True)
+        raise typer.Exit(130) from None
     show(*(part for model in found.models for part in render_terminal(model)))
-    say(f"{as_json}\n{as_html}\n")
+    say(f"{out / 'report.json'}\n{out / 'report.html'}\n")
 
 
 @app.command()

@@ -246,9 +246,12 @@ def accumulate(
     observer = Observer(model, sites, skips=skips)
     kept = None if checkpoint is None else checkpoint.sums(step)
     start = 0
-    if kept is not None:
-        observer.restore(*kept)
-        start = kept[1]["batches"]
+    if checkpoint is not None and kept is not None:
+        try:
+            observer.restore(*kept)
+            start = kept[1]["batches"]
+        except (KeyError, TypeError) as error:
+            raise checkpoint.spoiled(step, error) from error
     done = sum(len(batch.units) for batch in feed.batches[:start])
     total = sum(len(batch.units) for batch in feed.batches)
     with torch.no_grad(), watch(model, sites, observer.listen):

@@ -22,7 +22,7 @@ from secant.fit_readings import duplicates_of, fit_readings
 from secant.load.feed import Feed
 from secant.observe import accumulate
 from secant.readings import Reading, plain
-from secant.records import record
+from secant.records import NotARecordError, record
 from secant.segments import segment_readings
 from secant.site_sums import results_of
 from secant.trials import Design, draw_sample
@@ -183,4 +183,7 @@ class Passes:
             part = read(model, what)
             self.checkpoint.save_found(step, plain(asdict(part)))
             return part
-        return record(Part, kept, step)
+        try:
+            return record(Part, kept, step)
+        except NotARecordError as error:
+            raise self.checkpoint.spoiled(step, error) from error

@@ -133,7 +133,11 @@ def results_of(
     """
     bases, threads = Eigenbases(), torch.get_num_threads()
     if not all(site.is_on_cpu() for site in sites.values()):
-        return {name: site.result(bases) for name, site in sites.items()}
+        found = {}
+        for done, (name, site) in enumerate(sites.items(), 1):
+            found[name] = site.result(bases)
+            progress(done, len(sites))
+        return found
     try:
         with ThreadPoolExecutor(
             min(threads, MOST_AT_ONCE), initializer=torch.set_num_threads, initargs=(1,)

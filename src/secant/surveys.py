@@ -11,6 +11,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,14 +24,17 @@ from torch import Tensor, nn
 from secant.curves import with_controls
 from secant.engine.checkpoint import Checkpoint, open_checkpoint
 from secant.errors import InputError, SecantError, StateError
-from secant.gauges.interval import FEWEST_UNITS, GROUPS
+from secant.gauges.interval import GROUPS, few_units
 from secant.load.data import load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model, shuffled
 from secant.load.options import DEFAULTS, LoadOptions
 from secant.maps.sites import find_sites
 from secant.passes import Found, Passes, Progress, Settings
-from secant.readings import ModelReport, Reading, Report, hardware
+from secant.readings import ModelReport, Reading, Report, hardware, writable
+
+STATES = ".states"
+"""Folder within `out` for what a run has found so far."""
 
 
 def survey_model(
@@ -104,16 +108,6 @@ def _fits_beside(
     return joined
 
 
-def few_units(units: int) -> list[str]:
-    """The warning of a sample too small for its intervals, if it is."""
-    if units >= FEWEST_UNITS:
-        return []
-    return [
-        f"Few units: {units}. At least {FEWEST_UNITS} are wanted: with fewer, the intervals "
-        "cover the truth less often than 95 %. Give more documents, images or rows."
-    ]
-
-
 def digest_of(model: nn.Module) -> str:
     """A fingerprint of a model's modules, weights and buffers; not of its forward's code."""
     return _digest(repr(model), [*model.named_parameters(), *model.named_buffers()])
@@ -172,7 +166,7 @@ def survey(
     seed: int = 0,
     has_controls: bool = True,
     progress: Progress = lambda label, done, total: None,
-    states: Path | None = None,
+    out: Path | None = None,
     resume: bool = False,
 ) -> Report:
     """Survey `models` on `data`: every gauge at every site, beside its controls.
@@ -182,58 +176,72 @@ def survey(
     `sites` are module paths or globs, the model's repeated blocks if None; `rows` keeps the
     first so many units (documents or images); `gauges` are of `secant.passes.GAUGES`, all that
     the model allows if None. `progress` is told label, units done and total.
-    `states` is a folder of this run's own where its sums are kept each minute and removed at the
-    end; with `resume` the run that was cut off there goes on, to the same readings bit for bit.
+    `out` is a folder for report.json and report.html. Until they are written the sums are kept
+    there each minute; with `resume` the run that was cut off there goes on, to the same readings
+    bit for bit.
 
     Cost: one forward pass and the moments for each model; some 35 evaluations and two
     derivatives of every block, and of the model, on a sample of 64 units. Three times that with
     controls.
 
     Raises: `InputError` (`LoadError` for files) for anything that cannot be used; `StateError`
-    if `states` cannot be written or read, with what was kept there left for `resume`.
+    if the state kept in `out` cannot be written or read, with what is there left for `resume`.
     """
-    if resume and states is None:
+    if resume and out is None:
         raise InputError(
-            "expected the folder of the run to go on with; got resume without `states`. "
-            "Give the `states` that the run was given which was cut off."
+            "expected the folder of the run to go on with; got resume without `out`. "
+            "Give the `out` that the run was given which was cut off."
         )
-    started = time.perf_counter()
-    units = load_data(data, column, loading, rows)
-    settings = Settings(sites, gauges, batch_size, seed, has_controls)
-    checkpoint = None
-    if states is not None:
-        asked = {key: str(value) for key, value in asdict(loading).items()}
-        plan = asdict(settings) | {
-            "loading": asked,
-            "versions": versions(),
-            "hardware": hardware(torch.get_num_threads()),
-        }
-        checkpoint = open_checkpoint(states, plan, resume=resume)
-    reports = []
-    try:
-        for place, name in enumerate(models):
-            loaded = load_model(name, loading)
-            feed = Feed(loaded, units, groups=GROUPS, batch_size=batch_size, seed=seed)
-            if checkpoint is not None:
-                checkpoint.check(f"{place}-weights", digest_of(loaded.model))
-                checkpoint.check(f"{place}-data", feed.digest)
-                output = digest_of_output(feed)
-                if output is not None:
-                    checkpoint.check(f"{place}-output", output)
-            reports.append(survey_model(loaded, feed, settings, progress, checkpoint, place))
-    except SecantError as error:
-        # Nothing to go on with: the same command would fail in the same place. A disk that is
-        # full may be cleared, though, and what was kept on it before is good.
-        if checkpoint is not None and not resume and not isinstance(error, StateError):
+    with nullcontext() if out is None else writable(out):
+        started = time.perf_counter()
+        units = load_data(data, column, loading, rows)
+        settings = Settings(sites, gauges, batch_size, seed, has_controls)
+        checkpoint = None
+        if out is not None:
+            plan = _plan(settings, loading)
+            checkpoint = open_checkpoint(out / STATES, plan, resume=resume)
+        reports = []
+        try:
+            for place, name in enumerate(models):
+                loaded = load_model(name, loading)
+                feed = Feed(loaded, units, groups=GROUPS, batch_size=batch_size, seed=seed)
+                if checkpoint is not None:
+                    _check_same(checkpoint, place, feed)
+                reports.append(survey_model(loaded, feed, settings, progress, checkpoint, place))
+        except SecantError as error:
+            # Nothing to go on with: the same command would fail in the same place. A disk that is
+            # full may be cleared, though, and what was kept on it before is good.
+            if checkpoint is not None and not resume and not isinstance(error, StateError):
+                checkpoint.drop()
+            raise
+        report = Report(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seed=seed,
+            versions=versions(),
+            hardware=hardware(torch.get_num_threads()),
+            cost={"seconds": time.perf_counter() - started},
+            models=reports,
+        )
+        if checkpoint is not None and out is not None:
+            report.save(out)
             checkpoint.drop()
-        raise
-    if checkpoint is not None:
-        checkpoint.drop()
-    return Report(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seed=seed,
-        versions=versions(),
-        hardware=hardware(torch.get_num_threads()),
-        cost={"seconds": time.perf_counter() - started},
-        models=reports,
-    )
+    return report
+
+
+def _plan(settings: Settings, loading: LoadOptions) -> dict[str, Any]:
+    """What a run that goes on must share with the one that was cut off, besides models and data."""
+    asked = {key: str(value) for key, value in asdict(loading).items()}
+    return asdict(settings) | {
+        "loading": asked,
+        "versions": versions(),
+        "hardware": hardware(torch.get_num_threads()),
+    }
+
+
+def _check_same(checkpoint: Checkpoint, place: int, feed: Feed) -> None:
+    """Note what the model at `place` and its data are, or make sure that they are as noted."""
+    checkpoint.check(f"{place}-weights", digest_of(feed.loaded.model))
+    checkpoint.check(f"{place}-data", feed.digest)
+    output = digest_of_output(feed)
+    if output is not None:
+        checkpoint.check(f"{place}-output", output)

@@ -13,7 +13,7 @@ from secant.engine.plan import Batch
 from secant.errors import InputError
 from secant.maps.derivatives import derivatives, jvp, prepared_copy
 from secant.maps.inputs import inputs_map
-from toy_tokens import Digits, TokenNet, feed_of
+from toy_tokens import Apply, Digits, TokenNet, feed_of
 
 
 def reverse_jvp(function, x, v):
@@ -115,14 +115,6 @@ def test_an_operation_without_derivative_is_an_input_error():
 
 def test_a_model_without_derivative_is_not_said_to_refuse_the_data():
     """Its forward is run by the feed here, from the embeddings on; with `sin` it has one."""
-
-    class Apply(nn.Module):
-        def __init__(self, function):
-            super().__init__()
-            self.function = function
-
-        def forward(self, x):
-            return self.function(x)
 
     def derivative(function):
         net, reader = TokenNet(Apply(function)), Digits()

@@ -96,6 +96,10 @@ class Checkpoint:
         except (OSError, ValueError) as error:
             raise _spoiled(path, error) from error
 
+    def spoiled(self, step: str, error: Exception) -> StateError:
+        """What to raise where the step's file can be read but is not what this run keeps."""
+        return _spoiled(self.folder / step, error)
+
     def check(self, step: str, mark: str) -> None:
         """Note `mark` for the step, or make sure that it is the one noted before the kill.
 

@@ -27,7 +27,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(part, path)
         if os.name == "posix":  # elsewhere a folder cannot be opened
             _sync(path.parent)
-    except BaseException:
+    except BaseException:  # Ctrl-C as well leaves no half of a file
         part.unlink(missing_ok=True)
         raise
 
@@ -52,7 +52,7 @@ def folder_for(folder: Path) -> Iterator[None]:
         with tempfile.TemporaryFile(dir=folder):
             pass
         yield
-    except BaseException:
+    except BaseException:  # Ctrl-C as well leaves no empty folder
         for one in made:
             if not one.is_dir() or any(one.iterdir()):
                 break

@@ -31,6 +31,16 @@ With 20 to 40, four populations of the test were covered 90 to 95 % (600 draws e
 """
 
 
+def few_units(units: int) -> list[str]:
+    """The warning of a sample too small for its intervals, if it is."""
+    if units >= FEWEST_UNITS:
+        return []
+    return [
+        f"Few units: {units}. At least {FEWEST_UNITS} are wanted: with fewer, the intervals "
+        "cover the truth less often than 95 %. Give more documents, images or rows."
+    ]
+
+
 def ratio_interval(residual: Tensor, total: Tensor, level: float = 0.95) -> tuple[float, float]:
     """Confidence interval for ``1 - sum(residual) / sum(total)``, a held-out R2.
 

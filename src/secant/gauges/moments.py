@@ -1,6 +1,6 @@
 """First and second moments of paired rows, as plain sums that add.
 
-Holds: ``Moments``, ``added``, ``Gram``, ``gram``, ``precision_of``,
+Holds: ``Moments``, ``added``, ``Gram``, ``gram``, ``precision_of``, ``symmetric_product``,
 ``target_rows``, ``summed_product``, ``check_rows``, ``moments`` (rows to sums), ``recentred``,
 ``squared``, ``squared_target``, ``crossed``, ``lengths`` (single sums about means),
 ``update_moments``, ``Trained``, ``trained``.
@@ -22,6 +22,15 @@ from torch import Tensor
 
 from secant.errors import InputError
 from secant.gauges._shapes import Scalar
+
+WIDE = 128
+"""Columns from which on float64 products of two sets of rows would slow a survey."""
+
+BLOCK = 192
+"""Columns of a symmetric product taken at once; blocks below the diagonal are copied."""
+
+ROWS = 4096
+"""Rows summed in the precision of products; from there on sums are float64."""
 
 
 class Moments(NamedTuple):
@@ -85,13 +94,6 @@ def precision_of(x: Gram, y: Gram) -> torch.dtype:
     return torch.float32 if is_wide and not is_double else torch.float64
 
 
-WIDE = 128
-"""Columns from which on float64 products of two sets of rows would slow a survey."""
-
-BLOCK = 192
-"""Columns of a symmetric product taken at once; blocks below the diagonal are copied."""
-
-
 def gram(rows: Float[Tensor, "n d"], centre: Float[Tensor, " d"]) -> Gram:
     """`rows` (n, d) about `centre` (d,). Cost: about n·d²·(1 + BLOCK / d) / 2 products."""
     centre = centre.double()
@@ -120,10 +122,6 @@ def target_rows(x: Gram, y: Gram) -> Float[Tensor, "n m"]:
         return y.in_precision(precision)
     difference = y.raw.to(precision) - x.raw.to(precision)
     return difference.sub_((y.centre - x.centre).to(precision))
-
-
-ROWS = 4096
-"""Rows summed in the precision of products; from there on sums are float64."""
 
 
 def summed_product(a: Float[Tensor, "n d"], b: Float[Tensor, "n m"]) -> Float[Tensor, "d m"]:

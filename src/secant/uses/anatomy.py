@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from secant.engine.plan import Batch
 from secant.errors import InputError
-from secant.gauges.interval import GROUPS, ratio_interval
+from secant.gauges.interval import GROUPS, few_units, ratio_interval
 from secant.load.data import Units, load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model
@@ -240,7 +240,7 @@ def _readings(
             if constant is not None:
                 control, reach = _change(constant, base, variant)
                 beside["constant"] = {"value": control, "interval": reach}
-            notes = list(warnings)
+            notes = warnings + few_units(scored)
             if affine and value is None:
                 notes.append("The output does not vary or is not finite on this data.")
             elif affine and interval is None:
