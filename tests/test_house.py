@@ -125,7 +125,8 @@ def test_the_exception_stays_inside_a_function():
 def test_public_names():
     names = [
         "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions", "Reading",
-        "Report", "SecantError", "StateError", "anatomy", "compare", "pieces", "survey",
+        "Report", "SecantError", "StateError", "anatomy", "compare", "kernel",
+        "pieces", "survey",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:

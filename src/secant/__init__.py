@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from secant.surveys import survey as survey
     from secant.uses.anatomy import Anatomy as Anatomy
     from secant.uses.anatomy import anatomy as anatomy
+    from secant.uses.kernel import kernel as kernel
 
 _HOME = {
     "Anatomy": "secant.uses.anatomy",
@@ -34,6 +35,7 @@ _HOME = {
     "StateError": "secant.errors",
     "anatomy": "secant.uses.anatomy",
     "compare": "secant.comparisons",
+    "kernel": "secant.uses.kernel",
     "pieces": "secant.segments",
     "survey": "secant.surveys",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "StateError",
     "anatomy",
     "compare",
+    "kernel",
     "pieces",
     "survey",
 ]

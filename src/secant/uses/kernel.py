@@ -1,0 +1,171 @@
+"""The empirical neural tangent kernel, exact, without the Jacobian.
+
+Holds: ``kernel``.
+May import: torch, ``secant.errors``, ``secant.maps``, ``secant.uses`` (kernel_factors,
+kernel_tape).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secant.errors import InputError
+from secant.maps.weights import (
+    Batch,
+    check_fixed,
+    chosen_parameters,
+    first_output,
+    part_of,
+    rows_of,
+)
+from secant.uses.kernel_tape import Tape
+
+Progress = Callable[[str, int, int], None]
+
+FEWEST_ROWS = 64
+"""Rows of a chunk below which fewer outputs at a time are better than fewer rows."""
+
+
+def kernel(
+    model: nn.Module,
+    x1: Batch,
+    x2: Batch | None = None,
+    outputs: str | Callable[[Any], Tensor] = "trace",
+    parameters: Sequence[str] | None = None,
+    *,
+    memory_bytes: int = 1 << 30,
+    progress: Progress = lambda label, done, total: None,
+) -> Tensor:
+    r"""Products of the gradients of a model's outputs in its weights, for all pairs of rows.
+
+    .. math:: K_{nm}^{cc'} = \sum_p \partial_p f_c(x_n)\, \partial_p f_{c'}(x_m)
+
+    Exact, at the model's own weights. The Jacobian is never held: linear maps, convolutions,
+    embeddings and norms give products of their inputs and of the gradients of their outputs; what
+    is used in any other way is taken from per-row gradients, with a warning that says how.
+
+    Args:
+        model: in eval mode; its rows must not see each other.
+        x1, x2: tensors, or mappings or sequences of tensors (keyword or positional arguments),
+            whose first dimension is the row; (n, …) and (m, …). `x2` is `x1` if None, and the
+            kernel then costs about half as much.
+        outputs: "trace" sums over outputs c = c', shape (n, m). "full" keeps them, shape
+            (n, m, c, c), with all dimensions of the output but the first as one. "logit 3" is
+            that of output 3 alone. A function of what the model returns, to a tensor of one row
+            an input, has its own outputs traced.
+        parameters: names or globs; those that require gradients if None.
+        memory_bytes: what factors may hold; rows and outputs are taken in chunks that fit.
+
+    Returns: float64 for models of float64, else float32; products are taken in the model's
+    precision (float32 for half), sums over parameters and long products in float64.
+
+    Cost: a forward and a backward for each output, and for each layer of weight (l, r) over t
+    positions about n·m·(r + c·l) products where t is 1, else the cheaper of pairs of positions
+    and of gradients written out, n·c·t·l·r + n·m·c·l·r.
+
+    Raises: `InputError` for batches, parameters or outputs that do not fit, and for a model
+    whose output changes from call to call or normalises by its batch.
+
+    Source: Jacot et al. 2018, arXiv:1806.07572, eq. 4; by layers after Novak et al. 2022,
+    arXiv:2206.08720, sec. 3.
+    """
+    names = chosen_parameters(model, parameters)
+    check_fixed(model, part_of(x1, 0, max(2, rows_of(x1) // 64)))
+    pick, is_full = _read(outputs), outputs == "full"
+    tape = Tape(model, names, pick, x1)
+    rows, columns = rows_of(x1), rows_of(x1 if x2 is None else x2)
+    width = tape.outputs_each
+    size, span = _chunks(tape, rows, columns, width, memory_bytes, x2 is None)
+    spans = [slice(c, min(width, c + span)) for c in range(0, width, span)]
+    dtype = torch.float64 if _dtype(tape) == torch.float64 else torch.float32
+    k = width if is_full else 1
+    found = torch.zeros(rows, k, columns, k, dtype=dtype, device=_device(tape))
+    firsts, seconds = range(0, rows, size), range(0, columns, size)
+    is_square = x2 is None
+    done, total = 0, len(firsts) * len(seconds) * len(spans) ** (2 if is_full else 1)
+    for i in firsts:
+        for one in spans:
+            left = tape.factors(part_of(x1, i, i + size), one)
+            for j in seconds:
+                for other in spans if is_full else [one]:
+                    done += 1
+                    progress("kernel", done, total)
+                    if is_square and (j, other.start) < (i, one.start):
+                        continue
+                    is_same = is_square and i == j and one == other
+                    source = x1 if x2 is None else x2
+                    right = left if is_same else tape.factors(part_of(source, j, j + size), other)
+                    block = _block(left, right, is_full=is_full)
+                    where = (slice(i, i + size), one if is_full else slice(0, 1))
+                    there = (slice(j, j + size), other if is_full else slice(0, 1))
+                    into = found[*where, *there]
+                    into += block.view(into.shape)
+                    if is_square and (i, one.start) != (j, other.start):
+                        found[*there, *where] += block.view(into.shape).permute(2, 3, 0, 1)
+    return found.permute(0, 2, 1, 3) if is_full else found[:, 0, :, 0]
+
+
+def _block(left: list[Any], right: list[Any], *, is_full: bool) -> Tensor:
+    """The kernel of two sides, summed over parameters in float64."""
+    total: Tensor | None = None
+    for a, b in zip(left, right, strict=True):
+        one = a.full(b) if is_full else a.trace(b)
+        total = one if total is None else total.add_(one)
+    assert total is not None, "there is at least one parameter"
+    return total
+
+
+def _read(outputs: str | Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    """What takes a model's output to the outputs asked for."""
+    if not isinstance(outputs, str):
+        return outputs
+    if outputs in {"trace", "full"}:
+        return first_output
+    word, _, number = outputs.partition(" ")
+    if word != "logit" or not number.isdecimal():
+        raise InputError(
+            f"outputs must be 'trace', 'full', 'logit i' or a function; got {outputs!r}. "
+            "Write 'logit 3' for the fourth output."
+        )
+    place = int(number)
+
+    def one(output: Any) -> Tensor:
+        values = first_output(output).flatten(1)
+        if place >= values.shape[1]:
+            raise InputError(
+                f"outputs: 'logit {place}' of {values.shape[1]} outputs does not exist. "
+                f"Choose 0 to {values.shape[1] - 1}."
+            )
+        return values[:, place : place + 1]
+
+    return one
+
+
+def _chunks(
+    tape: Tape, rows: int, columns: int, width: int, memory_bytes: int, is_square: bool
+) -> tuple[int, int]:
+    """Rows and outputs taken at once: all outputs unless that leaves few rows."""
+    longest = max(rows, columns)
+
+    def fits(outputs: int, sides: int) -> int:
+        return memory_bytes // (sides * (tape.cost.fixed + outputs * tape.cost.per_output) or 1)
+
+    if is_square and fits(width, 1) >= rows:
+        return rows, width
+    wanted = min(longest, FEWEST_ROWS)
+    span = width
+    while span > 1 and fits(span, 2) < wanted:
+        span = -(-span // 2)
+    return max(1, min(longest, fits(span, 2))), span
+
+
+def _dtype(tape: Tape) -> torch.dtype:
+    return next(iter(tape.parameters.values())).dtype
+
+
+def _device(tape: Tape) -> torch.device:
+    return next(iter(tape.parameters.values())).device
