@@ -79,27 +79,31 @@ def kernel(
     tape = Tape(model, names, pick, x1)
     rows, columns = rows_of(x1), rows_of(x1 if x2 is None else x2)
     width = tape.outputs_each
-    size, span = _chunks(tape, rows, columns, width, memory_bytes, x2 is None)
+    size, span = _chunks(tape, rows, columns, memory_bytes, is_square=x2 is None, is_full=is_full)
     spans = [slice(c, min(width, c + span)) for c in range(0, width, span)]
     dtype = torch.float64 if _dtype(tape) == torch.float64 else torch.float32
     k = width if is_full else 1
     found = torch.zeros(rows, k, columns, k, dtype=dtype, device=_device(tape))
     firsts, seconds = range(0, rows, size), range(0, columns, size)
-    is_square = x2 is None
-    done, total = 0, len(firsts) * len(seconds) * len(spans) ** (2 if is_full else 1)
+    is_square, source = x2 is None, x1 if x2 is None else x2
+    pairs = sum(not is_square or j >= i for i in firsts for j in seconds)
+    done, total = 0, pairs * len(spans) ** (2 if is_full else 1)
     for i in firsts:
-        for one in spans:
-            left = tape.factors(part_of(x1, i, i + size), one)
-            for j in seconds:
+        left = tape.open(part_of(x1, i, i + size), span)
+        for j in seconds:
+            if is_square and j < i:
+                continue
+            is_one = is_square and i == j
+            right = left if is_one else tape.open(part_of(source, j, j + size), span)
+            for one in spans:
+                ours = left.factors(one)
                 for other in spans if is_full else [one]:
                     done += 1
                     progress("kernel", done, total)
-                    if is_square and (j, other.start) < (i, one.start):
+                    if is_one and other.start < one.start:
                         continue
-                    is_same = is_square and i == j and one == other
-                    source = x1 if x2 is None else x2
-                    right = left if is_same else tape.factors(part_of(source, j, j + size), other)
-                    block = _block(left, right, is_full=is_full)
+                    theirs = ours if is_one and one == other else right.factors(other)
+                    block = _block(ours, theirs, is_full=is_full)
                     where = (slice(i, i + size), one if is_full else slice(0, 1))
                     there = (slice(j, j + size), other if is_full else slice(0, 1))
                     into = found[*where, *there]
@@ -146,21 +150,24 @@ def _read(outputs: str | Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
 
 
 def _chunks(
-    tape: Tape, rows: int, columns: int, width: int, memory_bytes: int, is_square: bool
+    tape: Tape, rows: int, columns: int, memory_bytes: int, *, is_square: bool, is_full: bool
 ) -> tuple[int, int]:
-    """Rows and outputs taken at once: all outputs unless that leaves few rows."""
-    longest = max(rows, columns)
+    """Rows and outputs taken at once.
 
-    def fits(outputs: int, sides: int) -> int:
-        return memory_bytes // (sides * (tape.cost.fixed + outputs * tape.cost.per_output) or 1)
+    A trace takes fewer outputs before it takes fewer rows, for outputs then cost nothing twice;
+    a full kernel, whose outputs meet, keeps `FEWEST_ROWS` before it takes fewer outputs.
+    """
+    longest, span = max(rows, columns), tape.outputs_each
 
-    if is_square and fits(width, 1) >= rows:
-        return rows, width
-    wanted = min(longest, FEWEST_ROWS)
-    span = width
-    while span > 1 and fits(span, 2) < wanted:
+    def fits(sides: int) -> int:
+        return memory_bytes // max(1, sides * (tape.cost.fixed + span * tape.cost.factors))
+
+    wanted = min(longest, FEWEST_ROWS) if is_full else longest
+    while fits(1 if is_square and wanted == longest else 2) < wanted and span > 1:
         span = -(-span // 2)
-    return max(1, min(longest, fits(span, 2))), span
+    if is_square and fits(1) >= longest:
+        return longest, span
+    return max(1, min(longest, fits(2))), span
 
 
 def _dtype(tape: Tape) -> torch.dtype:

@@ -1,7 +1,8 @@
 """Gradients of a kernel's outputs in the form that makes their products cheap.
 
 Holds: ``Factor`` and its kinds ``Outer`` (linear maps and convolutions), ``Tokens`` (embeddings),
-``Rows`` (anything, written out) and ``Dense`` (a matrix used in several ways); ``inner``.
+``Rows`` (anything, written out) and ``Dense`` (a matrix used in several ways); ``joined``;
+``inner``.
 May import: torch, jaxtyping.
 
 A factor stands for J of n rows, c outputs and one block of parameters; the kernel is the sum over
@@ -54,6 +55,14 @@ class Factor(ABC):
     """J of some rows and outputs in one block of parameters."""
 
     @abstractmethod
+    def values(self) -> int:
+        """How many values are held for each output."""
+
+    @abstractmethod
+    def widest(self) -> int:
+        """Values of a row and output that are written out at once."""
+
+    @abstractmethod
     def written_out(self) -> Iterator[Float[Tensor, "n c p"]]:
         """J itself, the block's parameters in pieces, the same pieces for all rows."""
 
@@ -92,11 +101,19 @@ class Factor(ABC):
 class Rows(Factor):
     """J written out."""
 
-    values: Float[Tensor, "n c p"]
+    whole: Float[Tensor, "n c p"]
+
+    def values(self) -> int:
+        """All."""
+        return self.whole[:, 0].numel()
+
+    def widest(self) -> int:
+        """None more than are held."""
+        return 0
 
     def written_out(self) -> Iterator[Float[Tensor, "n c p"]]:
         """As it is."""
-        yield self.values
+        yield self.whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +122,15 @@ class Outer(Factor):
 
     into: Float[Tensor, "n t r"]
     back: Float[Tensor, "n c t l"]
+
+    def values(self) -> int:
+        """Those of the derivatives."""
+        return self.back[:, 0].numel()
+
+    def widest(self) -> int:
+        """Rows of the weight, of about `LENGTH` values; none where there is one position."""
+        (_, t, r), width = self.into.shape, self.back.shape[3]
+        return 0 if t == 1 else min(width * r, max(LENGTH, r))
 
     def written_out(self) -> Iterator[Float[Tensor, "n c p"]]:
         """Per-row gradients, some rows of the weight at a time. Cost: 2·n·c·t·l·r."""
@@ -172,6 +198,14 @@ class Tokens(Factor):
     back: Float[Tensor, "n c t d"]
     size: int
 
+    def values(self) -> int:
+        """Those of the derivatives."""
+        return self.back[:, 0].numel()
+
+    def widest(self) -> int:
+        """As much again for the entries met."""
+        return self.back[0, 0].numel()
+
     def written_out(self) -> Iterator[Float[Tensor, "n c p"]]:
         """The gradient of every entry, a few entries at a time. Only where the table is tied."""
         n, c, t, width = self.back.shape
@@ -235,7 +269,49 @@ class Dense(Factor):
 
     uses: Sequence[Factor]
 
+    def values(self) -> int:
+        """Those of all uses."""
+        return sum(use.values() for use in self.uses)
+
+    def widest(self) -> int:
+        """A piece of each use."""
+        return len(self.uses) * max(LENGTH, *(use.widest() for use in self.uses))
+
     def written_out(self) -> Iterator[Float[Tensor, "n c p"]]:
         """The sum of its uses' gradients; all come in the same pieces."""
         for pieces in zip(*(use.written_out() for use in self.uses), strict=True):
             yield reduce(Tensor.add, pieces)
+
+
+def joined(parts: Sequence[Factor]) -> Factor:
+    """The factor of all rows from those of some of them, in order.
+
+    A matrix whose rows are no longer than there are positions is written out: that is less to
+    hold, and products by pairs of positions would cost more.
+    """
+    first = parts[0]
+    if isinstance(first, Outer) and 1 < first.into.shape[1] >= first.into.shape[2]:
+        return joined([Rows(torch.cat(list(one.written_out()), 2)) for one in parts])
+    if len(parts) == 1:
+        return first
+    if isinstance(first, Rows):
+        return Rows(torch.cat([one.whole for one in parts if isinstance(one, Rows)]))
+    if isinstance(first, Outer):
+        return _together(parts)
+    if isinstance(first, Tokens):
+        tables = [one for one in parts if isinstance(one, Tokens)]
+        ids, back = torch.cat([one.ids for one in tables]), torch.cat([o.back for o in tables])
+        return Tokens(ids, back, first.size)
+    dense = [one.uses for one in parts if isinstance(one, Dense)]
+    return Dense([_together(use) for use in zip(*dense, strict=True)])
+
+
+def _together(parts: Sequence[Factor]) -> Factor:
+    """As `joined`, but a use stays as it is, for the uses of a matrix come in the same pieces."""
+    first = parts[0]
+    if isinstance(first, Outer):
+        outers = [one for one in parts if isinstance(one, Outer)]
+        return Outer(
+            torch.cat([one.into for one in outers]), torch.cat([one.back for one in outers])
+        )
+    return joined(parts)

@@ -126,7 +126,7 @@ def factor_of(watched: Watched, calls: Sequence[Call]) -> Factor | None:
     if len(found) < 2:
         return found[0] if found else None
     if all(isinstance(one, Rows) for one in found):
-        return Rows(torch.stack([one.values for one in found if isinstance(one, Rows)]).sum(0))
+        return Rows(torch.stack([one.whole for one in found if isinstance(one, Rows)]).sum(0))
     outers = [one for one in found if isinstance(one, Outer)]
     if len(outers) == len(found):
         return Outer(

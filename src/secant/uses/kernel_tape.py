@@ -1,6 +1,6 @@
 """One batch's gradients for a kernel, as factors, taken from a model as it runs.
 
-Holds: ``Tape``.
+Holds: ``Tape``, and ``Opened``, a batch that it has run.
 May import: torch, ``secant.errors``, ``secant.maps``, ``secant.uses`` (kernel_factors,
 kernel_modules).
 
@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 from secant.errors import InputError
 from secant.maps.calls import out_of_place
 from secant.maps.weights import Batch, part_of, rows_of, run
-from secant.uses.kernel_factors import LENGTH, Factor, Rows
+from secant.uses.kernel_factors import Factor, Rows, joined
 from secant.uses.kernel_modules import Call, factor_of, watched_modules
 
 Outputs = Callable[[Any], Tensor]
@@ -33,6 +33,9 @@ Outputs = Callable[[Any], Tensor]
 
 CHECKED = 2
 """Rows on which factors are held against autograd."""
+
+BACKS = 1 << 27
+"""Bytes of derivatives that are held at once, before they are made into factors."""
 
 
 class Run(NamedTuple):
@@ -44,10 +47,11 @@ class Run(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Bytes that a row's factors hold, besides and for each output."""
+    """Bytes of a row: what its forward keeps, its factors and its derivatives for each output."""
 
     fixed: int
-    per_output: int
+    factors: int
+    backs: int
 
 
 class Tape:
@@ -82,38 +86,52 @@ class Tape:
         eps = torch.finfo(ran.values.dtype).eps
         # What is less than rounding of the whole cannot be told from 0, and adds nothing either:
         # attention's key bias, which moves no output.
-        rounding = 100 * eps * torch.stack([one.double().norm() for one in true.values()]).norm()
+        rounding = 100 * eps * torch.stack([one.norm() for one in true.values()]).norm()
         explained: set[str] = set()
+        factors: dict[tuple[str, ...], Factor] = {}
         for one in self.watched:
             factor = factor_of(one, calls)
             if factor is None:
                 continue
-            expected = one.as_written({name: true[name] for name in one.names}).double()
-            ours = torch.cat([piece.sum((0, 1)) for piece in factor.written_out()]).double()
+            factors[one.names] = factor
+            expected = one.as_written({name: true[name] for name in one.names})
+            ours = torch.cat([piece.sum((0, 1)) for piece in factor.written_out()])
             if bool((ours - expected).norm() <= eps**0.5 * expected.norm() + rounding):
                 explained |= set(one.names)
         self.watched = [one for one in self.watched if set(one.names) <= explained]
         self.plain = [name for name in self.parameters if name not in explained]
-        self.cost = self._cost(ran)
+        self.cost = self._cost(ran, [factors[one.names] for one in self.watched])
         if self.plain:
             self._choose_fallback(few)
 
-    def _cost(self, ran: Run) -> Cost:
+    def _cost(self, ran: Run, factors: Sequence[Factor]) -> Cost:
         size, rows = ran.values.element_size(), len(ran.values)
-        fixed = sum(call.into.numel() for call in ran.calls) * size // rows
-        backs = sum(call.shape.numel() for call in ran.calls) * size // rows
-        widest = max((self.parameters[n].numel() for one in self.watched for n in one.names),
-                     default=0)  # fmt: skip
+        outs = sum(call.shape.numel() for call in ran.calls)
+        intos = sum(call.into.numel() for call in ran.calls)
         plain = sum(self.parameters[name].numel() for name in self.plain)
-        return Cost(fixed, backs + (min(widest, LENGTH) + plain) * size)
+        values = sum(joined([one]).values() for one in factors)
+        widest = max((one.widest() for one in factors), default=0)
+        return Cost(
+            (intos + 2 * outs) * size // rows,
+            (values // rows + widest + plain) * size,
+            outs * size // rows,
+        )
 
-    def factors(self, batch: Batch, span: slice) -> list[Factor]:
+    def open(self, batch: Batch, outputs: int) -> Opened:
+        """The forward of a batch, kept for its derivatives, of which `outputs` are taken at once.
+
+        Rows go through in parts, so that the derivatives of a part fit into `BACKS` bytes.
+        """
+        step = max(1, BACKS // max(1, outputs * self.cost.backs))
+        rows = rows_of(batch)
+        parts = [part_of(batch, start, start + step) for start in range(0, rows, step)]
+        return Opened(self, parts, [self._run(part) if self.watched else None for part in parts])
+
+    def factors(self, batch: Batch, ran: Run | None, span: slice) -> list[Factor]:
         """J of the outputs in `span` for the rows of `batch`, by blocks of parameters."""
         found: list[Factor] = []
-        if self.watched:
-            ran = self._run(batch)
-            places = range(*span.indices(ran.values.shape[1]))
-            weights = torch.eye(ran.values.shape[1], dtype=ran.values.dtype)[list(places)]
+        if ran is not None:
+            weights = torch.eye(ran.values.shape[1], dtype=ran.values.dtype)[span]
             calls = self._backs(ran, weights.to(ran.values)[None])
             for one in self.watched:
                 factor = factor_of(one, calls)
@@ -183,17 +201,24 @@ class Tape:
 
     def _backs(self, ran: Run, weights: Tensor) -> list[Call]:
         """The calls with the derivative of each weighted output, `weights` (n or 1, k, c)."""
-        count = weights.shape[1]
-        backs = [ran.values.new_zeros(len(ran.values), count, *c.shape[1:]) for c in ran.calls]
-        for place in range(count if ran.values.requires_grad else 0):
-            found = torch.autograd.grad(
-                ran.values, ran.edges, weights[:, place].expand_as(ran.values),
-                retain_graph=place < count - 1, allow_unused=True,
-            )  # fmt: skip
+        count, rows = weights.shape[1], len(ran.values)
+        backs: list[list[Tensor | None]] = [[] for _ in ran.calls]
+        for place in range(count):
+            found: Sequence[Tensor | None] = [None] * len(ran.edges)
+            if ran.values.requires_grad:
+                found = torch.autograd.grad(
+                    ran.values, ran.edges, weights[:, place].expand_as(ran.values),
+                    retain_graph=True, allow_unused=True,
+                )  # fmt: skip
             for back, one in zip(backs, found, strict=True):
-                if one is not None:
-                    back[:, place] = one
-        return [call._replace(back=back) for call, back in zip(ran.calls, backs, strict=True)]
+                back.append(one)
+        calls = []
+        for call, back in zip(ran.calls, backs, strict=True):
+            given = [ran.values.new_zeros(call.shape) if one is None else one for one in back]
+            whole = given[0][:, None] if count == 1 else torch.stack(given, 1)
+            calls.append(call._replace(back=whole.view(rows, count, *call.shape[1:])))
+            back.clear()
+        return calls
 
     def _gradients(self, batch: Batch, weights: Tensor) -> dict[str, Tensor]:
         """Autograd's gradient of the weighted outputs, by parameter."""
@@ -255,6 +280,22 @@ class Tape:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no rule for rows at once
             found = vmap(jacrev(outputs), in_dims=(None, 0))(leaves, rows)
         return Rows(torch.cat([found[name].flatten(2) for name in self.plain], 2))
+
+
+class Opened(NamedTuple):
+    """Rows of a batch in parts, each with its forward."""
+
+    tape: Tape
+    parts: Sequence[Batch]
+    runs: Sequence[Run | None]
+
+    def factors(self, span: slice) -> list[Factor]:
+        """J of the outputs in `span` for all rows, by blocks of parameters."""
+        found = []
+        for part, ran in zip(self.parts, self.runs, strict=True):
+            # Joined at once: what is written out is smaller than what it is written from.
+            found.append([joined([one]) for one in self.tape.factors(part, ran, span)])
+        return [joined(of_block) for of_block in zip(*found, strict=True)]
 
 
 class _Call(nn.Module):
