@@ -22,6 +22,7 @@ from secant.maps.weights import (
     part_of,
     rows_of,
 )
+from secant.uses.kernel_factors import Factor
 from secant.uses.kernel_tape import Tape
 
 Progress = Callable[[str, int, int], None]
@@ -81,9 +82,10 @@ def kernel(
     width = tape.outputs_each
     size, span = _chunks(tape, rows, columns, memory_bytes, is_square=x2 is None, is_full=is_full)
     spans = [slice(c, min(width, c + span)) for c in range(0, width, span)]
-    dtype = torch.float64 if _dtype(tape) == torch.float64 else torch.float32
+    double = _dtype(tape) == torch.float64
+    dtype = torch.float64 if double or not is_full else torch.float32
     k = width if is_full else 1
-    found = torch.zeros(rows, k, columns, k, dtype=dtype, device=_device(tape))
+    found: Tensor | None = None
     firsts, seconds = range(0, rows, size), range(0, columns, size)
     is_square, source = x2 is None, x1 if x2 is None else x2
     pairs = sum(not is_square or j >= i for i in firsts for j in seconds)
@@ -103,23 +105,39 @@ def kernel(
                     if is_one and other.start < one.start:
                         continue
                     theirs = ours if is_one and one == other else right.factors(other)
-                    block = _block(ours, theirs, is_full=is_full)
+                    block = _block(ours, theirs, dtype, is_full=is_full)
+                    if total == 1:
+                        found = block  # the whole: a copy would double the memory
+                        continue
+                    if found is None:
+                        found = block.new_zeros(rows, k, columns, k)
                     where = (slice(i, i + size), one if is_full else slice(0, 1))
                     there = (slice(j, j + size), other if is_full else slice(0, 1))
                     into = found[*where, *there]
                     into += block.view(into.shape)
-                    if is_square and (i, one.start) != (j, other.start):
+                    if is_square and (i, where[1].start) != (j, there[1].start):
                         found[*there, *where] += block.view(into.shape).permute(2, 3, 0, 1)
-    return found.permute(0, 2, 1, 3) if is_full else found[:, 0, :, 0]
+    assert found is not None
+    found = found.view(rows, k, columns, k)
+    if is_full:
+        return found.permute(0, 2, 1, 3)
+    return found[:, 0, :, 0].to(torch.float64 if double else torch.float32)
 
 
-def _block(left: list[Any], right: list[Any], *, is_full: bool) -> Tensor:
-    """The kernel of two sides, summed over parameters in float64."""
-    total: Tensor | None = None
+def _block(
+    left: Sequence[Factor], right: Sequence[Factor], dtype: torch.dtype, *, is_full: bool
+) -> Tensor:
+    """The kernel of two sides, summed over parameters; symmetric where they are one."""
+    rows, columns = (side[0].rows * (side[0].outputs if is_full else 1) for side in (left, right))
+    total = torch.zeros(rows, columns, dtype=dtype, device=left[0].device)
     for a, b in zip(left, right, strict=True):
-        one = a.full(b) if is_full else a.trace(b)
-        total = one if total is None else total.add_(one)
-    assert total is not None, "there is at least one parameter"
+        if is_full:
+            a.add_full(total, b)
+        else:
+            a.add_trace(total, b)
+    if left is right:  # what is below the diagonal may not have been computed
+        total.triu_()
+        total += total.triu(1).T
     return total
 
 

@@ -2,7 +2,7 @@
 
 Holds: ``Factor`` and its kinds ``Outer`` (linear maps and convolutions), ``Tokens`` (embeddings),
 ``Rows`` (anything, written out) and ``Dense`` (a matrix used in several ways); ``joined``;
-``inner``.
+``add_product``.
 May import: torch, jaxtyping.
 
 A factor stands for J of n rows, c outputs and one block of parameters; the kernel is the sum over
@@ -17,42 +17,85 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+
+PIECE = 1 << 13
+"""Values of a row and output that are written out at once: pieces of many rows stay in cache."""
 
 LENGTH = 1 << 16
 """Terms of a product that are summed in its own precision; from there on sums are float64."""
 
-BLOCK = 256
-"""Rows of a symmetric product taken at once; blocks below the diagonal are copied."""
+FEWEST, MOST = 64, 256
+"""Rows of a symmetric product taken at once: half of them where that is not too few or many."""
 
 PAIRS = 1 << 24
 """Pairs of positions held at once."""
 
 
-def inner(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> Float64[Tensor, "n m"]:
-    """a b', of half the cost where `a` is `b`. Half precision is multiplied in float32."""
-    if a.dtype in (torch.float16, torch.bfloat16):
-        is_one = a is b
-        a = a.float()
-        b = a if is_one else b.float()
+def add_product(
+    total: Float[Tensor, "n m"],
+    a: Float[Tensor, "n k"],
+    b: Float[Tensor, "m k"],
+    beside: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Add a b' to `total`; where `a` is `b`, at least all that is not below the diagonal.
+
+    With `beside` (u, v), each entry is multiplied by that of u v' first; u and v may have fewer
+    rows, each of which stands for as many in turn of a and b. Half precision becomes float32.
+    """
+    is_half = a is b
+    a, b = _wide(a), _wide(b)
+    u, v = (_wide(beside[0]), _wide(beside[1])) if beside is not None else (None, None)
+    each = len(a) // len(u) if u is not None else 1
+    step = min(MOST, max(FEWEST, len(a) // 2)) if is_half else MOST * 4
+    step = -(-step // each) * each
+    for start in range(0, len(a), step):
+        first, end = start if is_half else 0, min(len(a), start + step)
+        tile = _product(a[start:end], b[first:])
+        if u is not None and v is not None:
+            pairs = u[start // each : end // each] @ v[first // each :].T
+            shape = len(pairs), each, pairs.shape[1], each
+            tile = (tile.view(shape) * pairs[:, None, :, None]).view(tile.shape)
+        total[start:end, first:] += tile
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b', in float64 where the sums are long."""
+    if a.shape[1] <= LENGTH:
+        return a @ b.T
     found = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
     for first in range(0, a.shape[1], LENGTH):
-        left, right = a[:, first : first + LENGTH], b[:, first : first + LENGTH]
-        if a is not b:
-            found += left @ right.T
-            continue
-        for start in range(0, len(a), BLOCK):
-            found[start : start + BLOCK, start:] += left[start : start + BLOCK] @ left[start:].T
-    if a is b:
-        for start in range(0, len(a), BLOCK):
-            end = start + BLOCK
-            found[end:, start:end] = found[start:end, end:].T
+        found += a[:, first : first + LENGTH] @ b[:, first : first + LENGTH].T
     return found
+
+
+def _wide(a: Tensor) -> Tensor:
+    return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
 
 
 class Factor(ABC):
     """J of some rows and outputs in one block of parameters."""
+
+    @property
+    @abstractmethod
+    def sample(self) -> Shaped[Tensor, "n c ..."]:
+        """A tensor of as many rows and outputs, where this factor lies."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return self.sample.shape[0]
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs."""
+        return self.sample.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its products are taken."""
+        return self.sample.device
 
     @abstractmethod
     def values(self) -> int:
@@ -66,35 +109,30 @@ class Factor(ABC):
     def written_out(self) -> Iterator[Float[Tensor, "n c p"]]:
         """J itself, the block's parameters in pieces, the same pieces for all rows."""
 
-    def trace(self, other: Factor) -> Float64[Tensor, "n m"]:
-        """Σ_c of the products of row n's and row m's gradient of output c."""
-        found: Tensor | float = 0.0
-        for one, two in self._pieces(other):
-            found = found + inner(one, one if two is one else two)
-        assert isinstance(found, Tensor)
-        return found
+    def add_trace(self, total: Float[Tensor, "n m"], other: Factor) -> None:
+        """Add Σ_c of the products of row n's and row m's gradient of output c.
 
-    def full(self, other: Factor) -> Float64[Tensor, "nc mc"]:
-        """Products of all pairs of row and output, rows before outputs."""
-        found: Tensor | float = 0.0
-        for one, two in self._pieces(other, is_full=True):
-            found = found + inner(one, one if two is one else two)
-        assert isinstance(found, Tensor)
-        return found
+        Where `other` is this factor, entries below the diagonal may be left out; so below.
+        """
+        self._add_pieces(total, other, 1)
 
-    def _pieces(
-        self, other: Factor, *, is_full: bool = False
-    ) -> Iterator[tuple[Float[Tensor, "n p"], Float[Tensor, "m p"]]]:
+    def add_full(self, total: Float[Tensor, "nc mc"], other: Factor) -> None:
+        """Add the products of all pairs of row and output, rows before outputs."""
+        self._add_pieces(total, other, 2)
+
+    def _add_pieces(self, total: Tensor, other: Factor, kept: int) -> None:
+        """Add the products of gradients written out, of which `kept` dimensions stay."""
+
         def flat(piece: Tensor) -> Tensor:
-            return piece.flatten(0, 1) if is_full else piece.flatten(1)
+            return piece.flatten(1) if kept == 1 else piece.flatten(0, 1)
 
         if other is self:
             for piece in self.written_out():
                 one = flat(piece)
-                yield one, one
+                add_product(total, one, one)
         else:
             for piece, beside in zip(self.written_out(), other.written_out(), strict=True):
-                yield flat(piece), flat(beside)
+                add_product(total, flat(piece), flat(beside))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +140,11 @@ class Rows(Factor):
     """J written out."""
 
     whole: Float[Tensor, "n c p"]
+
+    @property
+    def sample(self) -> Shaped[Tensor, "n c ..."]:
+        """J."""
+        return self.whole
 
     def values(self) -> int:
         """All."""
@@ -123,19 +166,24 @@ class Outer(Factor):
     into: Float[Tensor, "n t r"]
     back: Float[Tensor, "n c t l"]
 
+    @property
+    def sample(self) -> Shaped[Tensor, "n c ..."]:
+        """The derivatives."""
+        return self.back
+
     def values(self) -> int:
         """Those of the derivatives."""
         return self.back[:, 0].numel()
 
     def widest(self) -> int:
-        """Rows of the weight, of about `LENGTH` values; none where there is one position."""
+        """Rows of the weight, of about `PIECE` values; none where there is one position."""
         (_, t, r), width = self.into.shape, self.back.shape[3]
-        return 0 if t == 1 else min(width * r, max(LENGTH, r))
+        return 0 if t == 1 else min(width * r, max(PIECE, r))
 
     def written_out(self) -> Iterator[Float[Tensor, "n c p"]]:
         """Per-row gradients, some rows of the weight at a time. Cost: 2·n·c·t·l·r."""
         n, c, t, width = self.back.shape
-        step = max(1, LENGTH // self.into.shape[2])
+        step = max(1, PIECE // self.into.shape[2])
         for start in range(0, width, step):
             back = self.back[..., start : start + step].transpose(2, 3).reshape(n, -1, t)
             yield torch.bmm(back, self.into).view(n, c, -1)
@@ -150,44 +198,49 @@ class Outer(Factor):
         written = c * width * r * (n * t + m * s) + n * m * square * width * r
         return by_pairs < written
 
-    def trace(self, other: Factor) -> Float64[Tensor, "n m"]:
+    def add_trace(self, total: Float[Tensor, "n m"], other: Factor) -> None:
         """By pairs of positions or from the gradients written out, whichever costs less."""
         assert isinstance(other, Outer)
         if not self.is_pairwise(other):
-            return super().trace(other)
-        if self.into.shape[1] == other.into.shape[1] == 1:
-            is_same = other is self
+            super().add_trace(total, other)
+        elif self.into.shape[1] == other.into.shape[1] == 1:
             into, back = self.into.flatten(1), self.back.flatten(1)
-            return inner(into, into if is_same else other.into.flatten(1)).mul_(
-                inner(back, back if is_same else other.back.flatten(1))
-            )
+            same = other is self
+            add_product(
+                total, back, back if same else other.back.flatten(1),
+                (into, into if same else other.into.flatten(1)),
+            )  # fmt: skip
+        else:
+            self._add_positions(total, other)
+
+    def _add_positions(self, total: Tensor, other: Outer) -> None:
         n, t, _ = self.into.shape
         m, s, _ = other.into.shape
-        found = torch.empty(n, m, dtype=torch.float64, device=self.into.device)
         step = max(1, PAIRS // (t * m * s))
         into = other.into.flatten(0, 1)
         back = other.back.transpose(1, 2).flatten(0, 1).flatten(1)
         for start in range(0, n, step):
             end = min(n, start + step)
-            pairs = inner(self.into[start:end].flatten(0, 1), into)
-            pairs *= inner(self.back[start:end].transpose(1, 2).flatten(0, 1).flatten(1), back)
-            found[start:end] = pairs.view(end - start, t, m, s).sum((1, 3))
-        return found
+            pairs = into.new_zeros((end - start) * t, m * s, dtype=torch.float64)
+            mine = self.into[start:end].flatten(0, 1)
+            backs = self.back[start:end].transpose(1, 2).flatten(0, 1).flatten(1)
+            add_product(pairs, backs, back, (mine, into))
+            total[start:end] += pairs.view(end - start, t, m, s).sum((1, 3))
 
-    def full(self, other: Factor) -> Float64[Tensor, "nc mc"]:
-        """As `trace`; by pairs only where there is one position."""
+    def add_full(self, total: Float[Tensor, "nc mc"], other: Factor) -> None:
+        """As `add_trace`; by pairs only where there is one position."""
         assert isinstance(other, Outer)
         is_single = self.into.shape[1] == other.into.shape[1] == 1
         if not is_single or not self.is_pairwise(other, is_full=True):
-            return super().full(other)
-        n, c, _, width = self.back.shape
-        m = len(other.into)
-        is_same = other is self
-        into, back = self.into.flatten(1), self.back.reshape(n * c, width)
-        found = inner(back, back if is_same else other.back.reshape(m * c, width))
-        pairs = inner(into, into if is_same else other.into.flatten(1))
-        found.view(n, c, m, c).mul_(pairs[:, None, :, None])
-        return found
+            super().add_full(total, other)
+            return
+        width = self.back.shape[3]
+        into, back = self.into.flatten(1), self.back.reshape(-1, width)
+        same = other is self
+        add_product(
+            total, back, back if same else other.back.reshape(-1, width),
+            (into, into if same else other.into.flatten(1)),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +250,11 @@ class Tokens(Factor):
     ids: Int[Tensor, "n t"]
     back: Float[Tensor, "n c t d"]
     size: int
+
+    @property
+    def sample(self) -> Shaped[Tensor, "n c ..."]:
+        """The derivatives."""
+        return self.back
 
     def values(self) -> int:
         """Those of the derivatives."""
@@ -209,7 +267,7 @@ class Tokens(Factor):
     def written_out(self) -> Iterator[Float[Tensor, "n c p"]]:
         """The gradient of every entry, a few entries at a time. Only where the table is tied."""
         n, c, t, width = self.back.shape
-        step = max(1, LENGTH // width)
+        step = max(1, PIECE // width)
         for start in range(0, self.size, step):
             count = min(step, self.size - start)
             piece = self.back.new_zeros(n, count + 1, c, width)
@@ -228,31 +286,28 @@ class Tokens(Factor):
         summed.index_add_(0, place, self.back.transpose(1, 2).flatten(0, 1))
         return pair // n, pair % n, summed
 
-    def trace(self, other: Factor) -> Float64[Tensor, "n m"]:
+    def add_trace(self, total: Float[Tensor, "n m"], other: Factor) -> None:
         """Entry by entry: rows that do not share one have no product."""
-        return self._shared(other, is_full=False)
+        self._add_shared(total, other, 1)
 
-    def full(self, other: Factor) -> Float64[Tensor, "nc mc"]:
-        """As `trace`."""
-        return self._shared(other, is_full=True)
+    def add_full(self, total: Float[Tensor, "nc mc"], other: Factor) -> None:
+        """As `add_trace`."""
+        self._add_shared(total, other, self.back.shape[1])
 
-    def _shared(self, other: Factor, *, is_full: bool) -> Tensor:
+    def _add_shared(self, total: Tensor, other: Factor, c: int) -> None:
         assert isinstance(other, Tokens)
-        c = self.back.shape[1] if is_full else 1
         mine = self.met()
         theirs = mine if other is self else other.met()
-        found = torch.zeros(
-            len(self.ids), c, len(other.ids), c, dtype=torch.float64, device=self.ids.device
-        )
+        found = total.view(len(self.ids), c, len(other.ids), c)
         groups = [_groups(entry) for entry, _, _ in (mine, theirs)]
         for entry in sorted(groups[0].keys() & groups[1].keys()):
             (a, b), (i, j) = groups[0][entry], groups[1][entry]
-            one, two = mine[2][a:b], theirs[2][i:j]
-            one, two = (x.reshape(len(x) * c, -1) for x in (one, two))
-            product = inner(one, two).view(b - a, c, j - i, c)
+            one, two = (x.reshape(len(x) * c, -1) for x in (mine[2][a:b], theirs[2][i:j]))
+            product = total.new_zeros(len(one), len(two), dtype=torch.float64)
+            add_product(product, one, two)
+            product = product.view(b - a, c, j - i, c)
             rows, columns = mine[1][a:b], theirs[1][i:j]
-            found[rows[:, None], :, columns] += product.transpose(1, 2)
-        return found.reshape(len(self.ids) * c, -1)
+            found[rows[:, None], :, columns] += product.transpose(1, 2).to(found)
 
 
 def _groups(entries: Int[Tensor, " k"]) -> dict[int, tuple[int, int]]:
@@ -269,13 +324,18 @@ class Dense(Factor):
 
     uses: Sequence[Factor]
 
+    @property
+    def sample(self) -> Shaped[Tensor, "n c ..."]:
+        """That of a use."""
+        return self.uses[0].sample
+
     def values(self) -> int:
         """Those of all uses."""
         return sum(use.values() for use in self.uses)
 
     def widest(self) -> int:
         """A piece of each use."""
-        return len(self.uses) * max(LENGTH, *(use.widest() for use in self.uses))
+        return len(self.uses) * max(PIECE, *(use.widest() for use in self.uses))
 
     def written_out(self) -> Iterator[Float[Tensor, "n c p"]]:
         """The sum of its uses' gradients; all come in the same pieces."""
