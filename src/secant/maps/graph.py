@@ -1,6 +1,6 @@
 """A model's exported graph: captured once, run node by node, with values replaced.
 
-Holds: ``capture``, ``Captured`` and ``Layout``.
+Holds: ``capture`` and its result ``Captured``; ``export``, the graph alone.
 May import: torch, ``secant.errors``, ``secant.maps.features``.
 
 Capture is non-strict `torch.export` with the batch (and the length of token models) left
@@ -144,7 +144,7 @@ def capture(
     if has_length:
         open_dims[1] = torch.export.Dim.AUTO
     shapes = (tuple(open_dims for _ in args), dict.fromkeys(kwargs, open_dims))
-    exported = _export(model, name, args, dict(kwargs), shapes[1] if kwargs else shapes[0])
+    exported = export(model, name, args, dict(kwargs), shapes[1] if kwargs else shapes[0])
     inputs = [n for n in exported.graph.nodes if n.op == "placeholder"]
     (end,) = (n for n in exported.graph.nodes if n.op == "output")
     floats = [n for n in tree_leaves(end.args[0]) if isinstance(n, Node) and is_float(n)]
@@ -167,11 +167,18 @@ def capture(
     )  # fmt: skip
 
 
-def _export(
-    model: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
+def export(
+    model: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any = None
 ) -> GraphModule:
+    """The graph of `model` on an example, all sizes fixed unless `shapes` leaves some open.
+
+    Raises: `InputError` for a model whose forward pass branches on values.
+    """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # they speak of torch's own insides
+        # torch.nn's encoder layers have one operation for all of them, which nobody can read.
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
         try:
             program = torch.export.export(
                 model, args, kwargs, dynamic_shapes=shapes, strict=False
@@ -185,6 +192,8 @@ def _export(
                 "). Its forward pass must not branch on tensor values: write such a choice with "
                 "torch.where, or pass the part of the model that has none."
             ) from error
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
     assert isinstance(module, GraphModule)
     return module
 
