@@ -57,7 +57,7 @@ def moved(
     order = order.to(values.device)
     if not outer:
         return values.index_select(dim, order)
-    shape = [1] * len(axes)
+    shape = [1] * values.ndim
     for axis, size in zip(outer, order.shape, strict=False):
         shape[axes.index(axis)] = size
     shape[dim] = order.shape[-1]

@@ -31,12 +31,13 @@ Rows = tuple[tuple[Segments, ...], ...]
 class Block:
     """A part of a tensor whose entries stand on a grid of axes.
 
-    `view`: the tensor with a dimension for each factor; `starts` and `sizes`: where the block
-    lies in it; `axes`, `shape` and `dims`: for each axis its number, its size and the tensor's
-    own dimension that it is a part of.
+    `view`: the tensor with a dimension for each factor, and `owners` the tensor's own dimension
+    of each; `starts` and `sizes`: where the block lies in it; `axes`, `shape` and `dims`: for
+    each axis its number, its size and the tensor's own dimension that it is a part of.
     """
 
     view: tuple[int, ...]
+    owners: tuple[int, ...]
     starts: tuple[int, ...]
     sizes: tuple[int, ...]
     axes: tuple[int, ...]
@@ -88,15 +89,15 @@ class Symmetries:
     """All symmetries of a model, and how each tensor of its state lies on their axes.
 
     `blocks`: for the tensors that a permutation moves. `sizes`: of every axis in them, also of
-    those that stay in place. `reads`: the nodes of the graph that products read, and how
-    their values lie: there the units of a symmetry can be compared.
+    those that stay in place. `values`: the nodes of the graph that products make or read,
+    and how their values lie: there the units of a symmetry can be compared.
     """
 
     found: tuple[Symmetry, ...]
     pinned: tuple[Pinned, ...]
     blocks: Mapping[str, tuple[Block, ...]]
     sizes: Mapping[int, int]
-    reads: Mapping[str, tuple[Block, ...]]
+    values: Mapping[str, tuple[Block, ...]]
 
     def __len__(self) -> int:
         """How many."""
@@ -250,12 +251,12 @@ class _Tracing:
         return Symmetries(
             tuple(found), self._pinned(places),
             {n: own for n, own in blocks.items() if any(moved & set(b.axes) for b in own)},
-            sizes, self._reads(moved),
+            sizes, self._values(moved),
         )  # fmt: skip
 
     def _blocks(self, form: Form) -> tuple[Block, ...]:
         view = tuple(sum(factor) for factor in form.factors)
-        owner = [dim for dim, row in enumerate(form.dims) for _ in row]
+        owner = tuple(dim for dim, row in enumerate(form.dims) for _ in row)
         found = []
         for key, cell in form.cells.items():
             ends = [(0, *accumulate(factor)) for factor in form.factors]
@@ -265,18 +266,19 @@ class _Tracing:
                      for a in self.axes.resolved(axis)]  # fmt: skip
             axes = tuple(atom for atom, _ in atoms)
             shape = tuple(self.axes.size((atom,)) for atom in axes)
-            found.append(Block(view, starts, sizes, axes, shape, tuple(d for _, d in atoms)))
+            dims = tuple(dim for _, dim in atoms)
+            found.append(Block(view, owner, starts, sizes, axes, shape, dims))
         return tuple(found)
 
-    def _reads(self, moved: set[int]) -> dict[str, tuple[Block, ...]]:
-        """Values that depend on the data and enter a product, with a symmetry among their axes."""
+    def _values(self, moved: set[int]) -> dict[str, tuple[Block, ...]]:
+        """Values that depend on the data, that a product makes or reads, along a symmetry."""
         products = CONTRACTIONS | {"scaled_dot_product_attention"}
         found = {}
         for node in self.nodes:
             form = self.walk.forms.get(node)
             if node not in self.is_data or not isinstance(form, Form):
                 continue
-            if any(op_name(user) in products for user in node.users):
+            if any(op_name(each) in products for each in (node, *node.users)):
                 own = self._blocks(form)
                 if any(moved & set(block.axes) for block in own):
                     found[node.name] = own
