@@ -124,8 +124,8 @@ def test_the_exception_stays_inside_a_function():
 
 def test_public_names():
     names = [
-        "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions", "Reading",
-        "Report", "SecantError", "StateError", "anatomy", "compare", "kernel",
+        "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions",
+        "Reading", "Report", "SecantError", "StateError", "align", "anatomy", "compare", "kernel",
         "pieces", "survey",
     ]  # fmt: skip
     assert secant.__all__ == names

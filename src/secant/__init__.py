@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from secant.readings import Report as Report
     from secant.segments import pieces as pieces
     from secant.surveys import survey as survey
+    from secant.uses.align import Alignment as Alignment
+    from secant.uses.align import align as align
     from secant.uses.anatomy import Anatomy as Anatomy
     from secant.uses.anatomy import anatomy as anatomy
     from secant.uses.kernel import kernel as kernel
 
 _HOME = {
+    "Alignment": "secant.uses.align",
     "Anatomy": "secant.uses.anatomy",
     "Comparison": "secant.comparisons",
     "Fit": "secant.gauges.fit",
@@ -33,6 +36,7 @@ _HOME = {
     "Report": "secant.readings",
     "SecantError": "secant.errors",
     "StateError": "secant.errors",
+    "align": "secant.uses.align",
     "anatomy": "secant.uses.anatomy",
     "compare": "secant.comparisons",
     "kernel": "secant.uses.kernel",
@@ -41,6 +45,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Alignment",
     "Anatomy",
     "Comparison",
     "Fit",
@@ -51,6 +56,7 @@ __all__ = [
     "Report",
     "SecantError",
     "StateError",
+    "align",
     "anatomy",
     "compare",
     "kernel",

@@ -260,6 +260,42 @@ def anatomy(
         say(f"{out}\n")
 
 
+@app.command()
+def align(
+    a: Annotated[str, typer.Argument(help="demo:NAME, a Hugging Face directory, or see --model.")],
+    b: Annotated[str, typer.Argument(help="Another of the same architecture.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="package.module:factory that A and B, two weights files, belong to."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="demo:digits or a data file; needed for activations.")
+    ] = None,
+    column: Annotated[str, typer.Option(help="Text column of .jsonl and .csv.")] = "text",
+    method: Annotated[str, typer.Option(help="weights or activations.")] = "weights",
+    rows: Annotated[int, typer.Option(min=1, help="Use the first ROWS units.")] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the search.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for B in its new order.")] = None,
+) -> None:
+    """Put the units of B, which stays the same function, in the order most like those of A.
+
+    The symmetries are found from B's graph and listed; the outputs of B before and after are
+    compared.
+
+    Example: secant align demo:mlp other/ --out aligned
+    """
+    from secant.report.alignment import render_alignment
+    from secant.uses.align import align, load_pair
+
+    first, second = load_pair(a, b, model)
+    found = align(first, second, data, method=method, column=column, rows=rows, seed=seed)
+    if out is not None:
+        found.save(out)
+    show(*render_alignment(found))
+    if out is not None:
+        say(f"{out}\n")
+
+
 def main() -> None:
     """Run the program; an error that secant raises on purpose is one line and exit code 2."""
     try:

@@ -14,9 +14,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from safetensors.torch import save_model
@@ -28,6 +28,7 @@ from secant.engine.plan import Batch
 from secant.errors import InputError
 from secant.load.data import Units, load_data
 from secant.load.feed import Feed
+from secant.load.huggingface import quiet
 from secant.load.models import Loaded, load_model
 from secant.load.options import LoadOptions
 from secant.maps.graph import AGREEMENT, export
@@ -37,8 +38,8 @@ from secant.uses.activations import activation_terms
 from secant.uses.dissection import Inputs
 from secant.uses.matching import Term, match
 
-Method = Literal["weights", "activations"]
-METHODS: tuple[str, ...] = get_args(Method)
+METHODS = ("weights", "activations")
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 EXAMPLE_LENGTH = 8
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -58,8 +59,8 @@ class Alignment:
     before: float
     after: float
     difference: float
-    method: Method
-    source: str = field(repr=False, default="")
+    method: str
+    name: str
 
     def moved(self, axis: int) -> int:
         """How many entries of the axis, over all its copies, are not where they were."""
@@ -86,8 +87,9 @@ class Alignment:
 
     def _save_pretrained(self, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".part") as part:
-            self.model.save_pretrained(part)  # type: ignore[operator]
-            source = Path(self.source)
+            with quiet():
+                self.model.save_pretrained(part)  # type: ignore[operator]
+            source = Path(getattr(self.model, "name_or_path", ""))
             if (source / "config.json").is_file():
                 beside = [p for p in source.iterdir() if p.is_file() and not _is_weights(p)]
                 for path in beside:  # the configuration as it was, the tokenizer, the licence
@@ -107,7 +109,7 @@ def align(
     b: str | nn.Module | Loaded,
     data: Any = None,
     *,
-    method: Method = "weights",
+    method: str = "weights",
     column: str = "text",
     rows: int | None = 512,
     batch_size: int = 32,
@@ -157,8 +159,27 @@ def align(
         difference = _difference(second, aligned, call)
     return Alignment(
         aligned, symmetries, orders, distance(first.model, second.model),
-        distance(first.model, aligned), difference, method, b if isinstance(b, str) else "",
+        distance(first.model, aligned), difference, method, second.name,
     )  # fmt: skip
+
+
+def load_pair(a: str, b: str, model: str | None) -> tuple[Loaded, Loaded]:
+    """Two models by name; with `model`, a factory, two files of its weights.
+
+    Raises: `InputError` for weights without a factory, and as `load_model` does.
+    """
+    if model is None and any(Path(name).suffix in WEIGHTS for name in (a, b)):
+        raise InputError(
+            f"align: weights files {a!r} and {b!r} need to be told their model. "
+            "Give --model package.module:factory."
+        )
+    names = (a, b) if model is None else (model, model)
+    files = (None, None) if model is None else (a, b)
+    first, second = (
+        load_model(name, LoadOptions(weights=file, dtype="keep"))
+        for name, file in zip(names, files, strict=True)
+    )
+    return first, second
 
 
 def _as_loaded(model: str | nn.Module | Loaded) -> Loaded:
