@@ -3,10 +3,10 @@
 Run: python benchmarks/align.py, with the peer where Python finds it:
 `pip install --no-deps rebasin==0.0.47 torchview graphviz tqdm`.
 
-Two nets trained on the digits from different seeds, one process, one thread, five rounds in
-turn, medians. `matching` is the descent over the weights alone; `whole` adds the export, the
-copy and the check that the function stays; the peer's time is its `PermutationCoordinateDescent`
-made (it traces the model) and run, and its `rebasin` is the run alone.
+Two pairs: nets trained on the digits from different seeds, and a net with its own copy in a
+random order. One process, one thread, five rounds in turn, medians. `matching` is the descent
+over the weights alone; `whole` adds the export, the copy and the check that the function stays;
+`rebasin` is the peer's run, with `traced` its reading of the model before.
 """
 
 import copy
@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from secant.load.demo import digits
 from secant.maps.graph import export
+from secant.maps.permutations import permute, random_orders
 from secant.maps.symmetries import find_symmetries
 from secant.uses import matching
 from secant.uses.align import align, distance, weight_terms
@@ -57,6 +58,15 @@ def main() -> None:
     images, labels = digits()
     images = images.flatten(1)
     a, b = (trained(seed, images, labels) for seed in (0, 1))
+    symmetries = find_symmetries(export(a, "a", (images[:2],), {}), a)
+    copied = copy.deepcopy(a)
+    permute(copied, symmetries, random_orders(symmetries, torch.Generator().manual_seed(0)))
+    print(f"torch {torch.__version__}, one thread")
+    compare("trained from two seeds", a, b, images)
+    compare("a net and its permuted copy", a, copied, images)
+
+
+def compare(title: str, a: nn.Module, b: nn.Module, images: Tensor) -> None:
     symmetries = find_symmetries(export(b, "b", (images[:2],), {}), b)
     solve = matching.linear_sum_assignment
     spent: list[float] = []
@@ -66,35 +76,33 @@ def main() -> None:
         spent.append(seconds)
         return found
 
-    matching.linear_sum_assignment = watched
-    seconds: dict[str, list[float]] = {}
-    ends: dict[str, float] = {"before": distance(a, b)}
+    def ours(seed: int) -> Any:
+        terms = weight_terms(a, b, symmetries)
+        return matching.match(symmetries, terms, torch.Generator().manual_seed(seed))
+
+    rows: list[dict[str, float]] = []
     for turn in range(ROUNDS + 1):  # the first warms up
         spent.clear()
-        taken = {}
-        taken["matching"], _ = timed(
-            lambda turn=turn: matching.match(
-                symmetries, weight_terms(a, b, symmetries), torch.Generator().manual_seed(turn)
-            )
-        )
-        taken["its assignments"], count = sum(spent), len(spent)
-        taken["matching / assignments"] = taken["matching"] / taken["its assignments"]
-        taken["whole"], found = timed(lambda turn=turn: align(a, b, images, seed=turn))
+        matching.linear_sum_assignment = watched
+        row = {"matching": timed(lambda turn=turn: ours(turn))[0]}
+        matching.linear_sum_assignment = solve
+        row |= {"its assignments": sum(spent), "assignments": len(spent)}
+        row["whole"], found = timed(lambda turn=turn: align(a, b, images, seed=turn))
         peer = copy.deepcopy(b)
-        made, descent = timed(lambda: PermutationCoordinateDescent(a, peer, images[:2]))  # noqa: B023
-        taken["rebasin"], _ = timed(lambda: descent.rebasin())  # noqa: B023
-        descent.apply_permutations()
-        taken["rebasin, traced"] = made + taken["rebasin"]
-        ends |= {"ours": found.after, "rebasin": distance(a, peer)}
-        for name, value in taken.items() if turn else ():
-            seconds.setdefault(name, []).append(value)
-        print(f"round {turn}: {count} assignments, distance {ends}")
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"torch {torch.__version__}, one thread")
+        made, descent = timed(lambda peer=peer: PermutationCoordinateDescent(a, peer, images[:2]))
+        row["rebasin"] = timed(descent.rebasin)[0]
+        row["traced"] = made + row["rebasin"]
+        row |= {"distance": found.after, "rebasin's distance": distance(a, peer)}
+        rows.append(row)
+    median = {name: statistics.median(row[name] for row in rows[1:]) for name in rows[0]}
+    print(f"\n{title}, distance {distance(a, b):.3f}")
     for name, value in median.items():
-        print(f"{name:24s} {value:8.3f}")
-    print(f"rebasin / matching       {median['rebasin'] / median['matching']:8.2f}")
-    print(f"rebasin, traced / whole  {median['rebasin, traced'] / median['whole']:8.2f}")
+        print(f"{name:24s} {value:9.4f}")
+    if median["assignments"]:
+        ratio = statistics.median(row["matching"] / row["its assignments"] for row in rows[1:])
+        print(f"matching / assignments   {ratio:9.2f} (wanted: at most 1.3)")
+    print(f"rebasin / matching       {median['rebasin'] / median['matching']:9.1f} (wanted: 8)")
+    print(f"traced / whole           {median['traced'] / median['whole']:9.1f}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ class Walk:
             return  # it checks something, or gives a number
         name = op_name(node)
         rule = RULES.get(name)
-        if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        if rule is None and is_pointwise and len(_shapes(node)) == 1:
             rule = _entrywise
         found = self._unknown(node) if rule is None else rule(self, node, _given(node))
         shapes = [form.shape for form in (found if isinstance(found, list) else [found])]
