@@ -16,6 +16,7 @@ import re
 import struct
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,10 +118,11 @@ def load_factory(source: str, options: LoadOptions) -> Loaded:
     return Loaded(name, model, None, fresh)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, *, is_mapped: bool = False) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .pt, .pth or .bin file, by name; no code is run.
 
-    A checkpoint that keeps them under `state_dict` or `model_state_dict` is unwrapped.
+    A checkpoint that keeps them under `state_dict` or `model_state_dict` is unwrapped. With
+    `is_mapped` values are read from the file when they are used, if torch's format allows it.
 
     Raises: `LoadError` for a file that is missing, cut, corrupt, holds objects other than
     tensors, or needs code to load.
@@ -137,7 +139,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         with warnings.catch_warnings():  # it warns of pickle protocols before it refuses
             warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            is_mapped = is_mapped and zipfile.is_zipfile(path)
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except pickle.UnpicklingError as error:
         raise LoadError(
             f"weights {str(path)!r} hold more than tensors ({_gist(error)}) and would need code "

@@ -1,0 +1,258 @@
+"""One tensor of a merge, from the files of its models to the file of the result, piece by piece.
+
+Holds: ``Job``, ``merge_tensor``, ``STRIP``.
+May import: numpy, ``secant.errors``, ``secant.load``, ``secant.uses``.
+
+A strip is what one thread does at a time and what has random numbers of its own, so that the
+result does not depend on the threads. Within it blocks go from the file through the processor's
+cache to the file: no array is longer than a block but for the counts of TIES, a few per cent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secant.errors import InputError, LoadError
+from secant.load.checkpoints import Stored
+from secant.load.kinds import Array, Kind, narrowed, round_to, widened
+from secant.uses import merge_methods as methods
+from secant.uses.recipes import Numbers
+
+STRIP: Final = 1 << 20
+BLOCK: Final = 1 << 16
+Run = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
+Write = Callable[[str, int, Array], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A tensor to merge: in every model (a base that is merged comes first), and how.
+
+    `kind` is the type that it is merged in, `out_kind` the one that it is written in.
+    """
+
+    name: str
+    method: str
+    models: tuple[str, ...]
+    inputs: tuple[Stored, ...]
+    numbers: Numbers
+    kind: Kind
+    out_kind: Kind
+    seed: int
+
+    @property
+    def count(self) -> int:
+        """How many values."""
+        return self.inputs[0].count
+
+    @property
+    def strips(self) -> range:
+        """The numbers of the strips."""
+        return range(-(-self.count // STRIP))
+
+    def blocks(self, strip: int) -> Iterator[tuple[int, int]]:
+        """First and last value of each block of a strip."""
+        end = min((strip + 1) * STRIP, self.count)
+        for start in range(strip * STRIP, end, BLOCK):
+            yield start, min(start + BLOCK, end)
+
+    def values(self, model: int, start: int, stop: int) -> Array:
+        """Values of one model, in the type that they are computed in and of its precision."""
+        stored = self.inputs[model]
+        values = widened(stored.read(start, stop), stored.kind)
+        if stored.kind != self.kind:
+            self._check_input(model, values)
+            values = round_to(values.astype(self.kind.working), self.kind)
+        return values
+
+    def _check_input(self, model: int, values: Array) -> None:
+        if not np.isfinite(values).all():
+            raise LoadError(
+                f"checkpoint {self.models[model]!r}: {self.name!r} holds values that are not "
+                "finite (NaN or infinity). Leave that model out, or repair it."
+            )
+
+    def finished(self, values: Array, start: int, stop: int) -> Array:
+        """`values` as they are written.
+
+        Raises: `LoadError` naming the model whose values are not finite; `InputError` if the
+        result alone is not.
+        """
+        if self.out_kind != self.kind:
+            values = round_to(values, self.kind).astype(self.out_kind.working, copy=False)
+        # A NaN makes both comparisons false; only what is suspect is read again.
+        largest = self.out_kind.largest
+        if not (values.max() <= largest and values.min() >= -largest):
+            for model, stored in enumerate(self.inputs):
+                self._check_input(model, widened(stored.read(start, stop), stored.kind))
+            if (
+                not np.isfinite(values).all()
+                or not np.isfinite(round_to(values, self.out_kind)).all()
+            ):
+                raise InputError(
+                    f"the merge of {self.name!r} is not finite in {self.out_kind.torch_name}. "
+                    "Give smaller weights, or `out_dtype: float32` in a file."
+                )
+        return narrowed(values, self.out_kind)
+
+
+def merge_tensor(job: Job, run: Run, write: Write) -> None:
+    """Merge the tensor and write it; `run` does a function of each strip, in order or at once."""
+    block = _PREPARED[job.method](job, run)
+
+    def strip(number: int) -> None:
+        at = block(number)
+        for start, stop in job.blocks(number):
+            write(job.name, start, job.finished(at(start, stop), start, stop))
+
+    for _ in run(strip, job.strips):
+        pass
+
+
+Block = Callable[[int, int], Array]
+Strip = Callable[[int], Block]
+"""Of a strip, the function that merges a block of it."""
+
+
+def _linear(job: Job, run: Run) -> Strip:
+    whole = job.numbers.whole
+
+    def at(start: int, stop: int) -> Array:
+        values = [job.values(model, start, stop) for model in range(len(job.inputs))]
+        return methods.linear(values, job.numbers.weights, normalise=whole["normalize"])
+
+    return lambda strip: at
+
+
+def _slerp(job: Job, run: Run) -> Strip:
+    def products(strip: int) -> NDArray[np.float64]:
+        return sum(
+            (methods.inner_products(job.values(0, *block), job.values(1, *block))
+             for block in job.blocks(strip)),
+            np.zeros(3),
+        )  # fmt: skip
+
+    shares = methods.slerp_shares(
+        sum(run(products, job.strips), np.zeros(3)), job.numbers.whole["t"]
+    )
+
+    def at(start: int, stop: int) -> Array:
+        return methods.slerp(job.values(0, start, stop), job.values(1, start, stop), shares)
+
+    return lambda strip: at
+
+
+def _changes(job: Job, base: Array, start: int, stop: int) -> list[Array]:
+    return [
+        methods.change(job.values(model, start, stop), base, job.kind)
+        for model in range(1, len(job.inputs))
+    ]
+
+
+def _task_arithmetic(job: Job, run: Run) -> Strip:
+    def at(start: int, stop: int) -> Array:
+        base = job.values(0, start, stop)
+        return _joined(job, methods.task_arithmetic, base, _changes(job, base, start, stop))
+
+    return lambda strip: at
+
+
+def _ties(job: Job, run: Run) -> Strip:
+    limits = [_threshold(job, model, run) for model in range(1, len(job.inputs))]
+
+    def of_strip(strip: int) -> Block:
+        # How many of those equal to the threshold this strip may still keep, model by model.
+        left = [0 if limit is None else limit.quota(strip) for limit in limits]
+
+        def at(start: int, stop: int) -> Array:
+            base = job.values(0, start, stop)
+            changes = _changes(job, base, start, stop)
+            for model, limit in enumerate(limits):
+                if limit is not None:
+                    changes[model], kept = methods.trimmed(
+                        changes[model], job.kind, limit.value, left[model]
+                    )
+                    left[model] -= kept
+            return _joined(job, methods.ties, base, changes)
+
+        return at
+
+    return of_strip
+
+
+def _threshold(job: Job, model: int, run: Run) -> methods.Threshold | None:
+    """The magnitude that just survives the trim of a model; None where all do."""
+    density = job.numbers.densities[model - 1]
+    if density >= 1 or not job.count:
+        return None
+    if density <= 0:
+        return methods.nothing(job.kind, len(job.strips))
+
+    def counts(prefix: int, shift: int) -> Iterable[NDArray[np.uint32]]:
+        def of_strip(strip: int) -> NDArray[np.uint32]:
+            found = np.zeros(1 << methods.DIGIT_BITS, np.uint32)
+            for start, stop in job.blocks(strip):
+                base = job.values(0, start, stop)
+                change = methods.change(job.values(model, start, stop), base, job.kind)
+                bits = methods.magnitudes(change, job.kind)
+                methods.count_digits(bits, prefix, shift, found)
+            return found
+
+        return run(of_strip, job.strips)
+
+    return methods.threshold(counts, job.kind, max(1, int(density * job.count)))
+
+
+def _dare(join: Callable[..., Array]) -> Callable[[Job, Run], Strip]:
+    def prepared(job: Job, run: Run) -> Strip:
+        def of_strip(strip: int) -> Block:
+            random = [_generator(job, model, strip) for model in range(1, len(job.inputs))]
+
+            def at(start: int, stop: int) -> Array:
+                base = job.values(0, start, stop)
+                changes = [
+                    methods.dropped(
+                        change, density, job.kind, own, rescale=job.numbers.whole["rescale"]
+                    )
+                    for change, density, own in zip(
+                        _changes(job, base, start, stop), job.numbers.densities, random, strict=True
+                    )
+                ]
+                return _joined(job, join, base, changes)
+
+            return at
+
+        return of_strip
+
+    return prepared
+
+
+def _generator(job: Job, model: int, strip: int) -> np.random.Generator:
+    """The numbers of one strip of one tensor of one model."""
+    name = np.frombuffer(hashlib.sha256(job.name.encode()).digest(), np.uint32)
+    seeds = np.random.SeedSequence([job.seed % 2**64, model, strip, *name.tolist()])
+    return np.random.Generator(np.random.SFC64(seeds))
+
+
+def _joined(job: Job, join: Callable[..., Array], base: Array, changes: list[Array]) -> Array:
+    numbers = job.numbers
+    return join(
+        base, changes, numbers.weights, job.kind,
+        normalise=numbers.whole["normalize"], scale=numbers.whole["lambda"],
+    )  # fmt: skip
+
+
+_PREPARED: Final[dict[str, Callable[[Job, Run], Strip]]] = {
+    "linear": _linear,
+    "slerp": _slerp,
+    "task_arithmetic": _task_arithmetic,
+    "ties": _ties,
+    "dare_linear": _dare(methods.task_arithmetic),
+    "dare_ties": _dare(methods.ties),
+}
