@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from secant.uses.anatomy import Anatomy as Anatomy
     from secant.uses.anatomy import anatomy as anatomy
     from secant.uses.kernel import kernel as kernel
+    from secant.uses.merge import Merge as Merge
+    from secant.uses.merge import merge as merge
+    from secant.uses.merge import merge_file as merge_file
 
 _HOME = {
     "Alignment": "secant.uses.align",
@@ -32,6 +35,7 @@ _HOME = {
     "InputError": "secant.errors",
     "LoadError": "secant.errors",
     "LoadOptions": "secant.load.options",
+    "Merge": "secant.uses.merge",
     "Reading": "secant.readings",
     "Report": "secant.readings",
     "SecantError": "secant.errors",
@@ -40,6 +44,8 @@ _HOME = {
     "anatomy": "secant.uses.anatomy",
     "compare": "secant.comparisons",
     "kernel": "secant.uses.kernel",
+    "merge": "secant.uses.merge",
+    "merge_file": "secant.uses.merge",
     "pieces": "secant.segments",
     "survey": "secant.surveys",
 }
@@ -52,6 +58,7 @@ __all__ = [
     "InputError",
     "LoadError",
     "LoadOptions",
+    "Merge",
     "Reading",
     "Report",
     "SecantError",
@@ -60,6 +67,8 @@ __all__ = [
     "anatomy",
     "compare",
     "kernel",
+    "merge",
+    "merge_file",
     "pieces",
     "survey",
 ]

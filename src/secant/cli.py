@@ -19,7 +19,7 @@ from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from secant.errors import SecantError
+from secant.errors import InputError, SecantError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -294,6 +294,82 @@ def align(
     show(*render_alignment(found))
     if out is not None:
         say(f"{out}\n")
+
+
+def one_or_each(numbers: list[float] | None) -> float | list[float] | None:
+    """A repeated option: None if not given, one number for all if given once."""
+    return numbers[0] if numbers and len(numbers) == 1 else numbers or None
+
+
+@app.command()
+def merge(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Two or more of: a Hugging Face directory, a .safetensors file, an index of "
+            "shards, a state dict (.pt, .pth, .bin). All of one architecture and one vocabulary."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="New folder for the merged model.")] = Path("merged"),
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="linear: the weighted mean. slerp: along the arc from A to B. task_arithmetic: "
+            "base plus weighted changes. ties: changes trimmed, a sign elected for each value. "
+            "dare_linear, dare_ties: changes dropped at random, the rest scaled up. "
+            "linear if none.",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Where the models' changes are counted from.")
+    ] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="Weight of all models, or once for each in order; 1 if none."),
+    ] = None,
+    density: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of changes that ties and dare keep; as --weight."),
+    ] = None,
+    t: Annotated[float | None, typer.Option(help="For slerp: 0 is A, 1 is B.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML recipe in mergekit's form, in place of models and numbers."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=-(2**63), max=2**63 - 1, help="Seed of what dare drops.")
+    ] = 0,
+) -> None:
+    """Merge MODELS into one: new weights of the same architecture, with configuration and card.
+
+    Tensors are read, merged and written piece by piece, so a model may be larger than memory.
+    What does not fit together is refused before anything is written.
+
+    Example: secant merge tuned-a tuned-b --base pretrained --method ties --density 0.3 --out both
+    """
+    from secant.uses.merge import merge as merge_models
+    from secant.uses.merge import merge_file
+
+    options = {
+        "MODELS": models, "--method": method, "--base": base, "--weight": weight,
+        "--density": density, "--t": t,
+    }  # fmt: skip
+    given = [name for name, value in options.items() if value not in (None, [])]
+    if config is not None and given:
+        raise InputError(
+            f"--config has models and numbers of its own; got {', '.join(given)} as well. "
+            "Leave these out, or write them into the file."
+        )
+    with progress_bars() as progress:
+        if config is not None:
+            made = merge_file(config, out, seed=seed, progress=progress)
+        else:
+            made = merge_models(
+                models or [], out, method=method or "linear", base=base, t=t, seed=seed,
+                weight=one_or_each(weight), density=one_or_each(density), progress=progress,
+            )  # fmt: skip
+    say("".join(f"{note}\n" for note in made.notes))
+    say(f"{made.tensors} tensors, {made.bytes / 1e6:.1f} MB -> {made.folder}\n")
 
 
 def main() -> None:

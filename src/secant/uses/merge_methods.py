@@ -72,7 +72,7 @@ def inner_products(a: Array, b: Array) -> NDArray[np.float64]:
     return found
 
 
-def slerp_shares(products: NDArray[np.float64], t: float) -> tuple[float, float]:
+def slerp_shares(products: Sequence[float], t: float) -> tuple[float, float]:
     """What of either end makes the point at `t` on the arc between them.
 
     Shoemake 1985, "Animating rotation with quaternion curves". Ends that point the same or the

@@ -71,6 +71,14 @@ class Job:
             values = round_to(values.astype(self.kind.working), self.kind)
         return values
 
+    def check_inputs(self, start: int, stop: int) -> None:
+        """Refuse what is not finite there.
+
+        Raises: `LoadError` naming the model and the tensor.
+        """
+        for model, stored in enumerate(self.inputs):
+            self._check_input(model, widened(stored.read(start, stop), stored.kind))
+
     def _check_input(self, model: int, values: Array) -> None:
         if not np.isfinite(values).all():
             raise LoadError(
@@ -89,8 +97,7 @@ class Job:
         # A NaN makes both comparisons false; only what is suspect is read again.
         largest = self.out_kind.largest
         if not (values.max() <= largest and values.min() >= -largest):
-            for model, stored in enumerate(self.inputs):
-                self._check_input(model, widened(stored.read(start, stop), stored.kind))
+            self.check_inputs(start, stop)
             if (
                 not np.isfinite(values).all()
                 or not np.isfinite(round_to(values, self.out_kind)).all()
@@ -104,14 +111,23 @@ class Job:
 
 def merge_tensor(job: Job, run: Run, write: Write) -> None:
     """Merge the tensor and write it; `run` does a function of each strip, in order or at once."""
-    block = _PREPARED[job.method](job, run)
+
+    def silently(work: Callable[[int], Any], numbers: Iterable[int]) -> Iterable[Any]:
+        def silent(number: int) -> Any:
+            # What is not finite is found where it comes out, with its name.
+            with np.errstate(invalid="ignore", over="ignore"):
+                return work(number)
+
+        return run(silent, numbers)
+
+    block = _PREPARED[job.method](job, silently)
 
     def strip(number: int) -> None:
         at = block(number)
         for start, stop in job.blocks(number):
             write(job.name, start, job.finished(at(start, stop), start, stop))
 
-    for _ in run(strip, job.strips):
+    for _ in silently(strip, job.strips):
         pass
 
 
@@ -138,9 +154,12 @@ def _slerp(job: Job, run: Run) -> Strip:
             np.zeros(3),
         )  # fmt: skip
 
-    shares = methods.slerp_shares(
-        sum(run(products, job.strips), np.zeros(3)), job.numbers.whole["t"]
-    )
+    whole: NDArray[np.float64] = sum(run(products, job.strips), np.zeros(3))
+    if not np.isfinite(whole).all():  # it would spoil every block, and be looked for in the first
+        for strip in job.strips:
+            for start, stop in job.blocks(strip):
+                job.check_inputs(start, stop)
+    shares = methods.slerp_shares(whole.tolist(), job.numbers.whole["t"])
 
     def at(start: int, stop: int) -> Array:
         return methods.slerp(job.values(0, start, stop), job.values(1, start, stop), shares)

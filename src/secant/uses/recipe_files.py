@@ -82,10 +82,6 @@ def _recipe(found: Any) -> Recipe:
                     "from it. Leave them out."
                 )
         parts = tuple(part for part in parts if not same_model(part.model, base))
-    elif base is not None and not any(same_model(part.model, base) for part in parts):
-        raise InputError(
-            f"linear has a base_model {base!r} that is not among its models. List it with a weight."
-        )
     kinds = {
         key: None if top.get(key) is None else float_kind(str(top[key]))
         for key in ("dtype", "out_dtype")

@@ -113,6 +113,12 @@ class Recipe:
                 f"{self.method} merges changes from a base; got none. Name it with --base, or as "
                 "base_model in the file."
             )
+        is_listed = any(self.base and same_model(part.model, self.base) for part in self.parts)
+        if not self.way.needs_base and self.base is not None and not is_listed:
+            raise InputError(
+                f"linear takes no changes from a base, and {self.base!r} is not among its "
+                "models. Leave it out, or merge it with a weight."
+            )
         least = 1 if self.way.needs_base else 2
         if len(self.parts) < least or (self.method == "slerp" and len(self.parts) != 1):
             wanted = "exactly one model" if self.method == "slerp" else f"{least} models or more"
