@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from secant.uses.merge import Merge as Merge
     from secant.uses.merge import merge as merge
     from secant.uses.merge import merge_file as merge_file
+    from secant.uses.track import Tracker as Tracker
 
 _HOME = {
     "Alignment": "secant.uses.align",
@@ -41,6 +42,7 @@ _HOME = {
     "SecantError": "secant.errors",
     "StateError": "secant.errors",
     "align": "secant.uses.align",
+    "Tracker": "secant.uses.track",
     "anatomy": "secant.uses.anatomy",
     "compare": "secant.comparisons",
     "kernel": "secant.uses.kernel",
@@ -64,6 +66,7 @@ __all__ = [
     "SecantError",
     "StateError",
     "align",
+    "Tracker",
     "anatomy",
     "compare",
     "kernel",
