@@ -125,11 +125,8 @@ def test_the_exception_stays_inside_a_function():
 def test_public_names():
     names = [
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions",
-        "Merge", "Reading", "Report", "SecantError", "StateError", "align", "anatomy", "compare",
-        "kernel", "merge", "merge_file", "pieces", "survey",
-        "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions", "Reading",
-        "Report", "SecantError", "StateError", "Tracker", "anatomy", "compare",
-        "kernel", "pieces", "survey",
+        "Merge", "Reading", "Report", "SecantError", "StateError", "Tracker", "align", "anatomy",
+        "compare", "kernel", "merge", "merge_file", "pieces", "survey",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:

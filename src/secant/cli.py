@@ -372,6 +372,39 @@ def merge(
     say(f"{made.tensors} tensors, {made.bytes / 1e6:.1f} MB -> {made.folder}\n")
 
 
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="wide-nets.")],
+    out: Annotated[Path, typer.Option(help="Folder for study.json, study.html.")],
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of data and weights.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that was cut off in --out.")
+    ] = False,
+) -> None:
+    """Try a claim of the debate: a verdict, its numbers, and the published figure beside them.
+
+    Example: secant study wide-nets --out reports/wide-nets
+    """
+    from importlib import import_module
+
+    from secant.errors import InputError
+    from secant.report.findings import finding_table
+    from secant.studies import STUDIES
+
+    if name not in STUDIES:
+        raise InputError(f"no study is called {name!r}. There is: {', '.join(STUDIES)}.")
+    try:
+        with progress_bars() as progress:
+            found = import_module(STUDIES[name]).study(
+                seed=seed, out=out, resume=resume, progress=progress
+            )
+    except KeyboardInterrupt:
+        typer.echo("secant: stopped. The same command with --resume goes on.", err=True)
+        raise typer.Exit(130) from None
+    show(finding_table(found.as_dict()), found.words)
+    say(f"{out / 'study.json'}\n{out / 'study.html'}\n")
+
+
 def main() -> None:
     """Run the program; an error that secant raises on purpose is one line and exit code 2."""
     try:
