@@ -405,6 +405,30 @@ def study(
     say(f"{out / 'study.json'}\n{out / 'study.html'}\n")
 
 
+@app.command()
+def track(
+    run: Annotated[Path, typer.Argument(help="What `Tracker.save` wrote.")],
+    out: Annotated[Path | None, typer.Option(help="Also write a page with the curves.")] = None,
+) -> None:
+    """Show a training run that `secant.Tracker` watched.
+
+    Example: secant track run.json --out run.html
+    """
+    from dataclasses import asdict
+
+    from secant.readings import writable, write
+    from secant.report.track import render_track, track_table, track_words
+    from secant.uses.track import Track
+
+    found = asdict(Track.load(run))
+    if out is not None:
+        with writable(out.parent):
+            write(out, render_track(found))
+    show(track_table(found), track_words(found))
+    if out is not None:
+        say(f"{out}\n")
+
+
 def main() -> None:
     """Run the program; an error that secant raises on purpose is one line and exit code 2."""
     try:

@@ -111,6 +111,8 @@ class Track:
             )
         try:
             made = record(cls, found, "track")
+            if not made.records:
+                raise NotARecordError("track.records should hold a record")
             for place, one in enumerate(made.records):
                 record(Record, one, f"track.records[{place}]")
         except NotARecordError as error:
