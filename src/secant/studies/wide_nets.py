@@ -3,7 +3,7 @@
 Claim: in the NTK parametrisation, the gap between a net trained by gradient descent and its
 first-order expansion trained alike, and the change of its kernel, fall with the width n at least
 as n^-1/2, for tanh and ReLU.
-Command: ``secant study wide-nets --out DIR``. Cost: about 6 minutes on one core.
+Command: ``secant study wide-nets --out DIR``. Cost: about a quarter of an hour.
 Published: O(n^-1/2), Lee et al. 2019, arXiv:1902.06720, for smooth activations; nothing for exp
 beyond its limit kernel, or for hard top-k. Verdict: supported if the exponents' 95 % intervals end
 at or below -1/2 for tanh and ReLU, refuted if all begin above it, depends if some do.

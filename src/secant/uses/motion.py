@@ -133,8 +133,10 @@ class Motion:
             digest.update(one.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def numbers(self) -> tuple[dict[str, Any], Float64[Tensor, "n n"]]:
-        """What is measured of the model as it is now, and its kernel.
+    def numbers(
+        self, gram: Float64[Tensor, "n n"] | None = None
+    ) -> tuple[dict[str, Any], Float64[Tensor, "n n"]]:
+        """What is measured of the model as it is now, and its kernel, `gram` where it is known.
 
         First-order error: f(w) - f(w0) - J(w - w0) over f(w) - f(w0), with the buffers of now in
         all of them. `rounding` is what the precision of the outputs alone may add to it.
@@ -145,7 +147,7 @@ class Motion:
             with derivatives():
                 base, slope = self.map.jvp(self.start, now - self.start)
                 moved = self.map.value(now)
-            gram = self._kernel()
+            gram = self._kernel() if gram is None else gram
         departure, change = tangent_sums(base, moved, slope)
         first_order = rounding = None
         if change != 0:

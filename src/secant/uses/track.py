@@ -172,7 +172,8 @@ class Tracker:
         every: steps between records. If None, at 1, 2, 4, … steps and then at a fixed distance,
             such that tracking takes at most 10 % of the time of the steps by its own clock: it
             times both, and puts a record off while it would go beyond. The start (one kernel)
-            counts too, so a short run may have few records.
+            counts too, but cannot be put off: a run shorter than ten times the start has no
+            record after it, and pays more than a tenth.
         parameters: names or globs; those that require gradients if None.
         outputs: a function of what the model returns to a tensor of one row an input; its first
             tensor by default. More than 16 outputs a row are sketched into 16.
@@ -304,7 +305,7 @@ class Tracker:
         return lightning_callback(self)
 
     def _record(self) -> None:
-        found, gram = self.motion.numbers()
+        found, gram = self.motion.numbers(None if self.records else self.motion.gram)
         velocity = None
         if self.records:
             drift = kernel_drift(self._last, gram)
