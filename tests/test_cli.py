@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from secant.comparisons import compare
+from secant.comparisons import diff
 from secant.readings import ModelReport, Reading, Report
 from secant.report.terminal import render_comparison
 
@@ -201,7 +201,7 @@ def test_a_comparison_in_a_terminal_can_be_told_apart():
     report, names = long_names()
     console = Console(width=80, force_terminal=True, color_system=None)
     with console.capture() as captured:
-        for part in render_comparison(compare(report, report), 0.02, 40):
+        for part in render_comparison(diff(report, report), 0.02, 40):
             console.print(part)
     lines = captured.get().splitlines()
     assert max(map(len, lines)) <= 80

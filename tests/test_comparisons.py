@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from secant import cli
-from secant.comparisons import compare, paired
+from secant.comparisons import diff, paired
 from secant.errors import InputError
 from secant.gauges.interval import difference_interval, ratio_interval
 from secant.readings import ModelReport, Reading, Report
@@ -85,10 +85,10 @@ def test_paired_without_sums_to_pair_is_none(sums):
 
 def test_one_plan_is_paired_and_narrower_than_unpaired():
     a, b = report(model("m", fit("a", 0.2))), report(model("m", fit("a", 0.3)))
-    (one,) = compare(a, b).differences
+    (one,) = diff(a, b).differences
     assert one.how == "paired"
     assert one.value == pytest.approx(-0.1, abs=0.01)
-    (other,) = compare(a, replace(b, seed=1)).differences
+    (other,) = diff(a, replace(b, seed=1)).differences
     assert other.how == "unpaired"
     assert other.interval[1] - other.interval[0] > one.interval[1] - one.interval[0]
 
@@ -97,7 +97,7 @@ def test_unpaired_joins_both_intervals_by_mover():
     bare = {"details": {}, "interval": (0.5, 0.8), "value": 0.7}
     a = report(model("m", fit("a", 0.1, **bare)))
     b = report(model("m", fit("a", 0.1, **{**bare, "value": 0.6, "interval": (0.2, 0.9)})))
-    (one,) = compare(a, b).differences
+    (one,) = diff(a, b).differences
     assert one.how == "unpaired"
     low, high = -0.1 - math.hypot(0.4, 0.1), -0.1 + math.hypot(0.3, 0.2)
     assert one.interval == pytest.approx((low, high))
@@ -112,7 +112,7 @@ def test_unpaired_joins_both_intervals_by_mover():
     ],
 )
 def test_another_plan_is_said(other, word):
-    found = compare(report(model("m", fit("a", 0.2))), other)
+    found = diff(report(model("m", fit("a", 0.2))), other)
     assert [one.how for one in found.differences] == ["unpaired"]
     assert word in found.notes[0]
 
@@ -120,7 +120,7 @@ def test_another_plan_is_said(other, word):
 def test_curves_match_by_their_place_and_models_by_name_then_position():
     a = report(model("x", chord(0.25, 0.1), chord(0.5, 0.2)), model("old", fit("a", 0.2)))
     b = report(model("new", fit("a", 0.2)), model("x", chord(0.5, 0.3), chord(0.75, 0.9)))
-    found = compare(a, b)
+    found = diff(a, b)
     assert [(one.model, one.place) for one in found.differences] == [
         ("x", {"t": 0.5}), ("old → new", {}),
     ]  # fmt: skip
@@ -131,13 +131,13 @@ def test_curves_match_by_their_place_and_models_by_name_then_position():
 
 def test_a_model_without_a_partner_is_named():
     a = report(model("x", fit("a", 0.2)), model("y", fit("b", 0.2)))
-    found = compare(a, report(model("x", fit("a", 0.2))))
+    found = diff(a, report(model("x", fit("a", 0.2))))
     assert found.only_a == ["y: fit beyond at b in features"]
 
 
 def test_filters_keep_their_readings_alone():
     one = model("m", fit("a", 0.2), fit("a", 0.2, "raw"), chord(0.5, 0.1))
-    found = compare(report(one), report(one), gauges=["fit"], variants=["raw"])
+    found = diff(report(one), report(one), gauges=["fit"], variants=["raw"])
     assert [(d.gauge, d.variant) for d in found.differences] == [("fit", "raw")]
 
 
@@ -146,7 +146,7 @@ def test_a_difference_exceeds_if_large_and_clear_or_if_a_number_was_lost():
     lost = fit("c", 0.2, value=None, interval=None, details={})
     before = [fit("a", 0.2), fit("b", 0.2), fit("c", 0.2), fit("d", 0.2)]
     after = [large, wide, lost, fit("d", 0.201)]
-    found = compare(report(model("m", *before)), report(model("m", *after)))
+    found = diff(report(model("m", *before)), report(model("m", *after)))
     assert [one.site for one in found.exceeding(0.02)] == ["a", "c"]
     assert [one.site for one in found.exceeding(0.0)] == ["a", "c", "d"]
     assert [one.site for one in found.exceeding(0.9)] == ["c"]
@@ -156,15 +156,15 @@ def test_a_difference_exceeds_if_large_and_clear_or_if_a_number_was_lost():
 def test_an_unusable_threshold_is_refused(threshold):
     one = report(model("m", fit("a", 0.2)))
     with pytest.raises(InputError, match="threshold of 0 or more"):
-        compare(one, one).exceeding(threshold)
+        diff(one, one).exceeding(threshold)
 
 
 def test_nothing_in_common_is_refused():
     one, other = report(model("m", fit("a", 0.2))), report(model("m", fit("b", 0.2)))
     with pytest.raises(InputError, match="readings in common"):
-        compare(one, other)
+        diff(one, other)
     with pytest.raises(InputError, match="readings in common"):
-        compare(one, one, gauges=["nonesuch"])
+        diff(one, one, gauges=["nonesuch"])
 
 
 # The command ------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_exit_codes_and_table(run):
     code, out, err = run(a, b)
     assert code == 1
     assert err == ""
-    (expected,) = compare(a, b).differences
+    (expected,) = diff(a, b).differences
     assert f"{expected.value:+.3f}" in out
     assert "paired" in out
     assert "1 of 1 readings differ" in out

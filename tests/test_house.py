@@ -127,6 +127,9 @@ def test_public_names():
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions",
         "Merge", "Reading", "Report", "SecantError", "StateError", "Tracker", "align", "anatomy",
         "compare", "kernel", "merge", "merge_file", "pieces", "survey",
+        "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions", "Reading",
+        "Report", "SecantError", "StateError", "anatomy", "diff", "kernel",
+        "pieces", "survey",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secant.comparisons import Comparison as Comparison
-    from secant.comparisons import compare as compare
+    from secant.comparisons import diff as diff
     from secant.errors import InputError as InputError
     from secant.errors import LoadError as LoadError
     from secant.errors import SecantError as SecantError
@@ -44,7 +44,7 @@ _HOME = {
     "Tracker": "secant.uses.track",
     "align": "secant.uses.align",
     "anatomy": "secant.uses.anatomy",
-    "compare": "secant.comparisons",
+    "diff": "secant.comparisons",
     "kernel": "secant.uses.kernel",
     "merge": "secant.uses.merge",
     "merge_file": "secant.uses.merge",
@@ -68,7 +68,7 @@ __all__ = [
     "Tracker",
     "align",
     "anatomy",
-    "compare",
+    "diff",
     "kernel",
     "merge",
     "merge_file",

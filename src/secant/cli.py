@@ -211,11 +211,11 @@ def diff(
 
     Example: secant diff before/report.json after/report.json --gauge fit --variant beyond
     """
-    from secant.comparisons import compare
+    from secant.comparisons import diff as difference
     from secant.readings import Report
     from secant.report.terminal import render_comparison
 
-    found = compare(Report.load(before), Report.load(after), gauges=gauge, variants=variant)
+    found = difference(Report.load(before), Report.load(after), gauges=gauge, variants=variant)
     exceeding = found.exceeding(threshold)
     show(*render_comparison(found, threshold, top))
     if exceeding:

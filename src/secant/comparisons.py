@@ -1,7 +1,7 @@
 """Two reports compared: before and after fine-tuning, or in somebody's CI.
 
-Holds: ``compare``, its result ``Comparison`` of ``Difference``, and ``paired``. Named apart from
-the function, which a submodule of one name would hide as ``secant.compare``.
+Holds: ``diff``, its result ``Comparison`` of ``Difference``, and ``paired``. Named apart from
+the function, which a submodule of one name would hide as ``secant.diff``.
 May import: torch, ``secant.errors``, ``secant.gauges.interval``, ``secant.readings``.
 """
 
@@ -114,7 +114,7 @@ def paired(
     return None
 
 
-def compare(
+def diff(
     a: Report,
     b: Report,
     *,
