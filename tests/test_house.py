@@ -128,7 +128,7 @@ def test_public_names():
         "Merge", "Reading", "Report", "SecantError", "StateError", "Tracker", "align", "anatomy",
         "compare", "kernel", "merge", "merge_file", "pieces", "survey",
         "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions", "Reading",
-        "Report", "SecantError", "StateError", "anatomy", "diff", "kernel",
+        "Report", "SecantError", "StateError", "anatomy", "compare", "diff", "kernel",
         "pieces", "survey",
     ]  # fmt: skip
     assert secant.__all__ == names

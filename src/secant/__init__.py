@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from secant.uses.merge import merge as merge
     from secant.uses.merge import merge_file as merge_file
     from secant.uses.track import Tracker as Tracker
+    from secant.uses.paths import compare as compare
 
 _HOME = {
     "Alignment": "secant.uses.align",
@@ -44,6 +45,7 @@ _HOME = {
     "Tracker": "secant.uses.track",
     "align": "secant.uses.align",
     "anatomy": "secant.uses.anatomy",
+    "compare": "secant.uses.paths",
     "diff": "secant.comparisons",
     "kernel": "secant.uses.kernel",
     "merge": "secant.uses.merge",
@@ -68,6 +70,7 @@ __all__ = [
     "Tracker",
     "align",
     "anatomy",
+    "compare",
     "diff",
     "kernel",
     "merge",

@@ -1,0 +1,200 @@
+"""Paths: two models of one architecture compared, and what lies between them.
+
+Holds: ``compare``.
+May import: torch, ``secant.errors``, ``secant.gauges``, ``secant.load``, ``secant.readings``,
+``secant.surveys``, ``secant.uses``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secant.curves import with_controls
+from secant.errors import ControlError, InputError
+from secant.gauges.interval import GROUPS, few_units
+from secant.load.data import load_data
+from secant.load.feed import Feed
+from secant.load.models import Loaded, load_model
+from secant.load.options import DEFAULTS, LoadOptions
+from secant.readings import ModelReport, Reading, Report, hardware, writable
+from secant.surveys import versions
+from secant.uses.first_order import first_order
+from secant.uses.pairs import check_pair, displacement, pair_notes, random_line
+from secant.uses.walks import (
+    Walker,
+    barrier_readings,
+    chord_readings,
+    length_of,
+    loss_readings,
+)
+
+Progress = Callable[[str, int, int], None]
+Tell = Callable[[int, int], None]
+
+
+def compare(
+    a: str | nn.Module,
+    b: str | nn.Module,
+    data: Any = "demo:digits",
+    *,
+    column: str = "text",
+    loading: LoadOptions = DEFAULTS,
+    weights: Sequence[Path | str] = (),
+    rows: int | None = None,
+    batch_size: int = 32,
+    steps: int = 10,
+    seed: int = 0,
+    has_repair: bool = False,
+    has_controls: bool = True,
+    progress: Progress = lambda label, done, total: None,
+    out: Path | None = None,
+) -> Report:
+    """Lay the straight line between two models' weights, and read what they do along it.
+
+    Readings have the variable `weights`: `displacement` of every tensor; with labels, or a model
+    that predicts the next token, `loss` and `accuracy` along w(t) = (1-t) a + t b and the
+    `barrier`, max over t of L(t) - (1-t) L(0) - t L(1); `chord` of the outputs along the same
+    line; `tangent` of A's outputs along b - a, and the share of the change that it explains. Each
+    has a 95 % interval over groups of units where it rests on data, and stands beside a step as
+    long in every tensor that goes anywhere (`random`), a displacement beside that to new weights
+    (`fresh`).
+
+    BatchNorm's statistics are estimated anew at every point, ends included, on the same units
+    without their labels. `has_repair` does as much for layers without it (see `uses.channels`).
+
+    A and B must have the same tensors in the same roles. Units that a permutation would bring
+    together lie apart here: align one to the other first, and pass what you get.
+
+    Args:
+        a, b: as in `survey`; `loading` holds for both.
+        data: as in `survey`. Labels must be classes.
+        weights: a file for each of two models named `package.module:factory`.
+        steps: how many steps of equal length the path has.
+        out: a folder for report.json and report.html.
+
+    Raises: `InputError` for models that differ in tensors, ties or modules, the first ten named;
+    for labels without classes; for fewer units than fill three groups.
+
+    Cost: `steps` + 1 forwards of the data and some ten of a sample, twice with controls.
+    """
+    if steps < 2:
+        raise InputError(f"compare: a path needs at least 2 steps; got {steps}. Take 10.")
+    started = time.perf_counter()
+    with nullcontext() if out is None else writable(out):
+        first, second = _loaded([a, b], loading, weights)
+        check_pair(first, second)
+        units = load_data(data, column, loading, rows)
+        feed = Feed(first, units, groups=GROUPS, batch_size=batch_size, seed=seed)
+        name = f"{first.name} → {second.name}"
+
+        def tell(what: str) -> Tell:
+            return lambda done, total: progress(f"{name}, {what}", done, total)
+
+        fresh, missing = _fresh(first, seed) if has_controls else (None, {})
+        readings = displacement(first.model, second.model, fresh, missing)
+        walked, notes = _along(feed, second, steps, seed, has_repair, has_controls, tell)
+        readings += walked
+        readings += first_order(
+            first.model, second.model, feed, seed=seed, batch_size=batch_size,
+            has_controls=has_controls, tell=tell("first order"),
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        model = ModelReport(
+            name, feed.units.name, len(feed.units), len(feed.units), [], readings,
+            {"seconds": seconds},
+            [*few_units(len(feed.units)), *feed.notes, *pair_notes(first, second), *notes],
+        )  # fmt: skip
+        report = Report(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seed=seed,
+            versions=versions(),
+            hardware=hardware(torch.get_num_threads()),
+            cost={"seconds": seconds},
+            models=[model],
+        )
+        if out is not None:
+            report.save(out)
+    return report
+
+
+def _loaded(
+    models: Sequence[str | nn.Module], loading: LoadOptions, weights: Sequence[Path | str]
+) -> list[Loaded]:
+    if not weights:
+        return [load_model(one, loading) for one in models]
+    if len(weights) != len(models) or loading.weights is not None:
+        raise InputError(
+            f"compare: give `weights` once for each of {len(models)} models, in their order, and "
+            f"none in `loading`; got {len(weights)}."
+        )
+    pairs = zip(models, weights, strict=True)
+    return [load_model(one, replace(loading, weights=file)) for one, file in pairs]
+
+
+def _fresh(loaded: Loaded, seed: int) -> tuple[nn.Module | None, dict[str, str]]:
+    try:
+        return loaded.fresh(seed), {}
+    except ControlError as error:
+        return None, {"fresh": str(error)}
+
+
+def _along(
+    feed: Feed,
+    b: Loaded,
+    steps: int,
+    seed: int,
+    has_repair: bool,
+    has_controls: bool,
+    tell: Callable[[str], Tell],
+) -> tuple[list[Reading], list[str]]:
+    """What is read along the path, and what must be known of it."""
+    walker = Walker(feed, has_repair=has_repair)
+    line = walker.line(feed.loaded.model, b.model)
+    walker.check_reaches(b.model, line)
+    ts = [place / steps for place in range(steps + 1)]
+    walks = []
+    for what, one in (("path", line), ("random step", random_line(line, seed))):
+        if what == "path" or has_controls:
+            stops = walker.stops(one, ts, tell(f"{what}, statistics"))
+            walks.append(walker.walk(stops, tell(what)))
+    walk, control = walks[0], walks[1] if has_controls else None
+    notes, readings = _channel_notes(walker), []
+    if walker.task is None:
+        notes.append(f"No loss along the path: {walker.why_no_task}. Outputs only.")
+    else:
+        readings += barrier_readings(walk, control, walker.task)
+        readings += loss_readings(walk, control, walker.task)
+        if walker.channels.is_needed:
+            stored = walker.walk(walker.bare(line, (0.0, 1.0)))
+            readings += [
+                replace(one, variant=f"{one.variant}, statistics as stored")
+                for one in loss_readings(stored, None, walker.task)
+            ]
+    beside = {} if control is None else {"random": chord_readings(control, length_of(line))}
+    readings += with_controls(chord_readings(walk, length_of(line)), beside)
+    return readings, notes
+
+
+def _channel_notes(walker: Walker) -> list[str]:
+    notes, channels = [], walker.channels
+    if channels.norms:
+        notes.append(
+            f"The statistics of {len(channels.norms)} BatchNorm layers were estimated anew at "
+            "every point of the path, ends included, on these units without their labels."
+        )
+        notes.append("The tangent holds them as A has them.")
+    if channels.layers:
+        notes.append(
+            f"REPAIR: {len(channels.layers)} layers have every channel rescaled to the mean and "
+            "standard deviation that lie between those of the ends."
+        )
+    return notes
