@@ -119,7 +119,8 @@ def test_a_glob_without_match_names_the_nearest_site(run, tmp_path):
 
 def test_a_refused_run_leaves_nothing_that_it_made(run, tmp_path):
     (tmp_path / "mine").mkdir()
-    for args in (["report", "nonesuch"], ["anatomy", "nonesuch"]):
+    refused = (["report", "nonesuch"], ["anatomy", "nonesuch"], ["compare", "demo:cnn", "demo:mlp"])
+    for args in refused:
         for out in ("mine", "a/b/c"):
             where = tmp_path / out / ("x.json" if args[0] == "anatomy" else "")
             assert_one_line(run(*args, "--out", where))
@@ -149,6 +150,7 @@ COMMANDS = {
     "sites": ["demo:cnn"],
     "diff": ["REPORT", "REPORT"],
     "anatomy": ["demo:linear", "--rows", "200"],
+    "compare": ["demo:linear", "demo:linear", "--rows", "60", "--no-controls", "--steps", "2"],
 }
 
 
@@ -284,3 +286,34 @@ def test_sites_stars_those_surveyed(run):
     assert code == 0
     starred = [line.split()[1] for line in out.splitlines() if line.startswith("*")]
     assert starred == default_sites(load_demo("cnn"))
+
+
+def test_two_checkpoints_compared(run, tmp_path):
+    """A factory's model with a file for each: what is written is what is shown."""
+    from secant.load.demo import load_demo
+
+    files = [tmp_path / f"{name}.safetensors" for name in ("a", "b")]
+    state = load_demo("mlp").state_dict()
+    save_file(state, files[0])
+    save_file({key: 1.1 * value for key, value in state.items()}, files[1])
+    args = ["secant.load.demo:ReluMLP"] * 2 + ["--weights", files[0], "--weights", files[1]]
+    code, out, err = run("compare", *args, "--rows", 100, "--steps", 2, "--out", tmp_path / "out")
+    assert code == 0, err
+    report = Report.load(tmp_path / "out" / "report.json")
+    (model,) = report.models
+    apart = {r.variant: r.value for r in model.readings if r.site == "(model)"
+             and r.gauge == "displacement"}  # fmt: skip
+    assert apart["relative"] == pytest.approx(0.1, rel=1e-5)
+    assert "0.100 of their own norm apart" in out
+    assert "Barrier of the loss: 0.000" in out
+    assert (tmp_path / "out" / "report.html").is_file()
+    code, out, err = run("diff", *[tmp_path / "out" / "report.json"] * 2)
+    assert code == 0, err
+    err = assert_one_line(run("compare", *args[:2], "--weights", files[0]))
+    assert "once for each" in err
+
+
+def test_models_that_cannot_be_compared_are_one_line(run):
+    err = assert_one_line(run("compare", "demo:mlp", "demo:linear"))
+    assert "20 of their tensors differ" in err
+    assert "and 10 more" in err

@@ -173,8 +173,9 @@ except SystemExit as end:
         "args = ['--help']" + HELP,
         "args = ['report', '--help']" + HELP,
         "args = ['diff', '--help']" + HELP,
+        "args = ['compare', '--help']" + HELP,
     ],
-    ids=["import", "help", "report help", "diff help"],
+    ids=["import", "help", "report help", "diff help", "compare help"],
 )
 def test_no_torch_is_loaded(code):
     heavy = "\nprint('HEAVY', sorted({'torch', 'numpy', 'sklearn', 'scipy'} & set(sys.modules)))"

@@ -223,6 +223,74 @@ def diff(
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="As for `secant report`.")],
+    b: Annotated[str, typer.Argument(help="Another checkpoint of the same architecture.")],
+    data: Annotated[
+        str, typer.Option(help="demo:digits, a data file or a folder of images.")
+    ] = "demo:digits",
+    column: Annotated[str, typer.Option(help="Text column, or array of several.")] = "text",
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Rescale channels along the path (REPAIR).")
+    ] = False,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of the path.")] = 10,
+    rows: Annotated[int | None, typer.Option(min=1, help="Use the first ROWS units.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Units a forward pass.")] = 32,
+    seed: Annotated[
+        int, typer.Option(min=-(2**63), max=2**63 - 1, help="Seed of groups and controls.")
+    ] = 0,
+    controls: Annotated[bool, typer.Option(help="Also random steps and fresh weights.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.json, report.html.")] = None,
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option(help="Weights of a factory's models; once for each.", rich_help_panel=LOADING),
+    ] = None,
+    call: Annotated[
+        str | None,
+        typer.Option(
+            help="package.module:function(model, batch) in place of model(batch); your own code.",
+            rich_help_panel=LOADING,
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column or array of labels.", rich_help_panel=LOADING)
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that comes with a Hugging Face model.",
+            rich_help_panel=LOADING,
+        ),
+    ] = False,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1: what has float64.", rich_help_panel=LOADING)
+    ] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="As for `secant report`.", rich_help_panel=LOADING)
+    ] = "float32",
+) -> None:
+    """Lay a line from the weights of A to those of B: displacement, loss and barrier, first order.
+
+    Example: secant compare runs/first runs/second --data held_out.jsonl --label-column label
+    """
+    from secant.load.options import LoadOptions
+    from secant.report.paths import render_paths
+    from secant.uses.paths import compare
+
+    loading = LoadOptions(None, call, label_column, trust_remote_code, device, dtype)
+    with progress_bars() as progress:
+        found = compare(
+            a, b, data, column=column, loading=loading, weights=weights or (), rows=rows,
+            batch_size=batch_size, steps=steps, seed=seed, has_repair=repair,
+            has_controls=controls, progress=progress, out=out,
+        )  # fmt: skip
+    show(*(part for model in found.models for part in render_paths(model)))
+    if out is not None:
+        say(f"{out / 'report.json'}\n{out / 'report.html'}\n")
+
+
+@app.command()
 def anatomy(
     model: Annotated[str, typer.Argument(help="demo:NAME or a Hugging Face directory.")],
     data: Annotated[str, typer.Option(help="demo:digits or a data file.")] = "demo:digits",

@@ -30,7 +30,12 @@ from secant.report.fields import (
 PLACES = ("t", "rho", "scale", "direction")
 LONGEST_LIST = 8
 """Longer lists (sums by group, breakpoints) stand in the JSON; here only their length does."""
-CONTROLS = (("residual", "Residual alone"), ("fresh", "Fresh"), ("shuffled", "Shuffled"))
+CONTROLS = (
+    ("residual", "Residual alone"),
+    ("fresh", "Fresh"),
+    ("shuffled", "Shuffled"),
+    ("random", "Random step"),
+)
 Column = tuple[str, str]
 
 
