@@ -135,6 +135,15 @@ def test_a_model_against_itself_is_nowhere_apart(apart, held_out):
         assert one.warnings
 
 
+def test_features_of_fine_tunes_are_more_alike_than_those_of_strangers(apart, tunes, held_out):
+    near, far = (of(compared(*pair, held_out, steps=2), "cka") for pair in (tunes, apart))
+    assert [one.site for one in near] == ["0", "1", "2", "3", "4", "5"]
+    assert near[0].value == pytest.approx(1), "the first only flattens the image"
+    for one, other in list(zip(near, far, strict=True))[1:]:
+        assert one.interval[0] > other.interval[1]
+        assert one.controls["fresh"]["difference"]["interval"][0] > 0
+
+
 def test_a_model_is_not_changed(apart, held_out):
     before = [copy.deepcopy(model.state_dict()) for model in apart]
     compared(*apart, held_out, rows=100, has_repair=True, steps=2)

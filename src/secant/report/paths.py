@@ -31,6 +31,8 @@ def render_paths(report: ModelReport) -> list[Table | str]:
     if tangents:
         parts.append(_tangents(tangents))
     parts.append(_displacement(report.readings))
+    if any(one.gauge == "cka" for one in report.readings):
+        parts.append(_similarity([one for one in report.readings if one.gauge == "cka"]))
     parts += [f"[bold]{escape(note)}[/bold]" for note in report.notes]
     return parts + [escape(line) for line in _warnings(report.readings)]
 
@@ -147,6 +149,20 @@ def _displacement(readings: Sequence[Reading]) -> Table:
         fresh = relative.controls.get("fresh", {}).get("value")
         cells = (_number(norm.value), _number(relative.value), _number(fresh), _number(share.value))
         table.add_row(escape(site.removeprefix(prefix)), *cells)
+    return table
+
+
+def _similarity(readings: Sequence[Reading]) -> Table:
+    prefix = common_path([one.site for one in readings])
+    table = _table(
+        "Similarity of features" + (f", sites under {prefix[:-1]}" if prefix else ""),
+        "linear CKA on the same units: 1 the same up to rotation and scale; fresh: the first model "
+        "against new weights",
+        ["site", "CKA", "fresh"],
+    )
+    for one in readings:
+        name = escape(one.site.removeprefix(prefix))
+        table.add_row(name, shown(one), shown(one.controls.get("fresh")))
     return table
 
 

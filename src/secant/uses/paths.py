@@ -25,10 +25,12 @@ from secant.load.data import load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model
 from secant.load.options import DEFAULTS, LoadOptions
+from secant.maps.sites import find_sites
 from secant.readings import ModelReport, Reading, Report, hardware, writable
 from secant.surveys import versions
 from secant.uses.first_order import first_order
 from secant.uses.pairs import check_pair, displacement, pair_notes, random_line
+from secant.uses.similarity import similarity
 from secant.uses.walks import (
     Walker,
     barrier_readings,
@@ -63,10 +65,10 @@ def compare(
     Readings have the variable `weights`: `displacement` of every tensor; with labels, or a model
     that predicts the next token, `loss` and `accuracy` along w(t) = (1-t) a + t b and the
     `barrier`, max over t of L(t) - (1-t) L(0) - t L(1); `chord` of the outputs along the same
-    line; `tangent` of A's outputs along b - a, and the share of the change that it explains. Each
-    has a 95 % interval over groups of units where it rests on data, and stands beside a step as
-    long in every tensor that goes anywhere (`random`), a displacement beside that to new weights
-    (`fresh`).
+    line; `tangent` of A's outputs along b - a, and the share of the change that it explains; `cka`,
+    how alike the features of their blocks are, whose variable is `features`. Each has a 95 %
+    interval over groups of units where it rests on data, and stands beside a step as long in every
+    tensor that goes anywhere (`random`), displacement and `cka` beside new weights (`fresh`).
 
     BatchNorm's statistics are estimated anew at every point, ends included, on the same units
     without their labels. `has_repair` does as much for layers without it (see `uses.channels`).
@@ -107,9 +109,13 @@ def compare(
             first.model, second.model, feed, seed=seed, batch_size=batch_size,
             has_controls=has_controls, tell=tell("first order"),
         )  # fmt: skip
+        sites = find_sites(first.model)
+        readings += similarity(
+            first.model, second.model, fresh, missing, feed, sites, tell("similarity")
+        )
         seconds = time.perf_counter() - started
         model = ModelReport(
-            name, feed.units.name, len(feed.units), len(feed.units), [], readings,
+            name, feed.units.name, len(feed.units), len(feed.units), sites, readings,
             {"seconds": seconds},
             [*few_units(len(feed.units)), *feed.notes, *pair_notes(first, second), *notes],
         )  # fmt: skip
