@@ -226,6 +226,9 @@ def diff(
 def compare(
     a: Annotated[str, typer.Argument(help="As for `secant report`.")],
     b: Annotated[str, typer.Argument(help="Another checkpoint of the same architecture.")],
+    base: Annotated[
+        str | None, typer.Option(help="What both were trained from: compares task vectors.")
+    ] = None,
     data: Annotated[
         str, typer.Option(help="demo:digits, a data file or a folder of images.")
     ] = "demo:digits",
@@ -243,7 +246,10 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for report.json, report.html.")] = None,
     weights: Annotated[
         list[Path] | None,
-        typer.Option(help="Weights of a factory's models; once for each.", rich_help_panel=LOADING),
+        typer.Option(
+            help="Weights of a factory's models; once for each, A, B, base.",
+            rich_help_panel=LOADING,
+        ),
     ] = None,
     call: Annotated[
         str | None,
@@ -281,7 +287,7 @@ def compare(
     loading = LoadOptions(None, call, label_column, trust_remote_code, device, dtype)
     with progress_bars() as progress:
         found = compare(
-            a, b, data, column=column, loading=loading, weights=weights or (), rows=rows,
+            a, b, data, base=base, column=column, loading=loading, weights=weights or (), rows=rows,
             batch_size=batch_size, steps=steps, seed=seed, has_repair=repair,
             has_controls=controls, progress=progress, out=out,
         )  # fmt: skip

@@ -243,6 +243,50 @@ def test_a_barrier_of_one_stop_has_the_interval_of_the_groups_means():
     assert found["interval"] == pytest.approx((mean - reach, mean + reach), rel=1e-9)
 
 
+# Task vectors ------------------------------------------------------------------------------
+
+
+def test_task_vectors_of_a_linear_model_add_and_those_of_a_square_do_not(held_out):
+    """For x w²: 2uv over the root of Δ_u² + Δ_v², Δ_u = 2wu + u²."""
+    build = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # noqa: E731
+    a, b, base = (drawn(build, seed) for seed in range(3))
+    report = compared(a, b, held_out, base=base, steps=2)
+    assert all(one.value == 0 for one in of(report, "sum", "raw"))
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    w, u, v = 0.5, 1.5, -0.7
+    report = compared(Square(w + u), Square(w + v), x, base=Square(w), steps=2)
+    for one in of(report, "sum", "raw"):
+        step, other = (one.details["rho"] * part for part in (u, v))
+        parts = math.hypot(2 * w * step + step**2, 2 * w * other + other**2)
+        assert one.value == pytest.approx(abs(2 * step * other) / parts, rel=1e-9)
+
+
+def test_a_task_taken_away_is_lost_and_a_random_vector_is_not_missed(apart, held_out):
+    """Tuned on digits below 5, and on the rest, from one base that has seen all."""
+    base = trained(drawn(mlp, 3), 3, steps=100, rate=3e-3)
+    a = trained(base, 0, steps=150, rate=3e-3, classes=range(5))
+    b = trained(base, 1, steps=150, rate=3e-3, classes=range(5, 10))
+    x, y = held_out.dataset.tensors
+    own = y < 5
+    data = DataLoader(TensorDataset(x[own], y[own]), batch_size=100)
+    report = compared(a, b, data, base=base, steps=2)
+    models = {name: copy.deepcopy(base) for name in ("negated", "both")}
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            ours, theirs = (dict(one.named_parameters())[name] for one in (a, b))
+            dict(models["negated"].named_parameters())[name].copy_(2 * parameter - ours)
+            dict(models["both"].named_parameters())[name].copy_(ours + theirs - parameter)
+        losses = [functional.cross_entropy(m(x[own]), y[own]) for m in (models["negated"], base)]
+        moved = (models["both"](x[own]).argmax(1) != a(x[own]).argmax(1)).double().mean()
+    (lost,) = of(report, "negation", "a loss")
+    assert lost.value == pytest.approx(float(losses[0] - losses[1]), rel=1e-4)
+    assert lost.interval[0] > lost.controls["random"]["interval"][1]
+    assert of(report, "negation", "a accuracy")[0].interval[1] < 0
+    assert value(report, "disentanglement", "a") == pytest.approx(float(moved), abs=1e-6)
+    assert of(report, "sum", "raw", rho=1.0)[0].controls["random"]["value"] > 0
+    assert [one.variant for one in of(report, "disentanglement")] == ["a", "b"]
+
+
 # Tokens ------------------------------------------------------------------------------------
 
 
@@ -339,3 +383,5 @@ def test_labels_steps_and_units_that_do_not_fit_are_refused(apart):
         compared(*apart, x[:1])
     with pytest.raises(InputError, match="once for each of 2 models"):
         compared(*apart, x, weights=["one.safetensors"])
+    with pytest.raises(InputError, match="tensors differ"):
+        compared(*apart, x, base=wide(10))

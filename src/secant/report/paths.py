@@ -20,6 +20,7 @@ WHOLE = "(model)"
 MOST_TENSORS = 12
 MOST_WARNINGS = 8
 STORED = "statistics as stored"
+TASK_VECTORS = ("sum", "disentanglement", "negation")
 
 
 def render_paths(report: ModelReport) -> list[Table | str]:
@@ -30,6 +31,9 @@ def render_paths(report: ModelReport) -> list[Table | str]:
     tangents = [one for one in report.readings if (one.gauge, one.variant) == ("tangent", "raw")]
     if tangents:
         parts.append(_tangents(tangents))
+    vectors = [one for one in report.readings if one.gauge in TASK_VECTORS]
+    if vectors:
+        parts.append(_task_vectors(vectors))
     parts.append(_displacement(report.readings))
     if any(one.gauge == "cka" for one in report.readings):
         parts.append(_similarity([one for one in report.readings if one.gauge == "cka"]))
@@ -126,6 +130,24 @@ def _tangents(readings: Sequence[Reading]) -> Table:
     )
     for one in readings:
         table.add_row(f"{one.details['rho']:g}", shown(one), shown(_random(one)))
+    return table
+
+
+def _task_vectors(readings: Sequence[Reading]) -> Table:
+    table = _table(
+        "Task vectors",
+        "sum: the two together less each alone, 0 where they add; disentanglement: share whose "
+        "class changes when the other's vector is added; negation: change from the base when the "
+        "vector is taken away; random: vectors as long in every tensor",
+        ["", "", "random"],
+    )
+    for one in readings:
+        if one.variant.startswith("radius"):
+            continue
+        rho = one.details.get("rho")
+        name = f"{one.gauge} {one.variant}" if rho is None else f"sum at ρ = {rho:g}"
+        sign = "+" if one.gauge == "negation" else ""
+        table.add_row(name, shown(one, sign), shown(_random(one), sign))
     return table
 
 

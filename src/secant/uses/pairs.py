@@ -47,6 +47,12 @@ def check_pair(a: Loaded, b: Loaded) -> None:
                 "there is nothing between whole numbers. Compare models that agree in it, or load "
                 "quantised ones as floats."
             )
+        is_open = value.is_floating_point() and not bool(torch.isfinite(value).all())
+        if is_open and not torch.equal(value.cpu(), theirs[name].cpu()):
+            raise InputError(
+                f"models {a.name!r} and {b.name!r} differ in {name!r}, which holds infinities: "
+                "there is no line between them. Compare models that agree in it."
+            )
 
 
 def _refuse(
@@ -112,10 +118,11 @@ def pair_notes(a: Loaded, b: Loaded) -> list[str]:
 
 @dataclass(frozen=True)
 class Line:
-    """Two sets of weights, and buffers of floats where they differ; `t` = 0 is `start`."""
+    """Two sets of weights, with those of `buffers` that are finite floats; `t` = 0 is `start`."""
 
     start: State
     end: State
+    buffers: frozenset[str]
 
     def put(self, model: nn.Module, t: float) -> None:
         """Give `model` the weights (1-t) start + t end; the ends to the last bit."""
@@ -136,32 +143,39 @@ def weights_of(model: nn.Module, like: nn.Module) -> dict[str, Tensor]:
 
 
 def line_between(a: nn.Module, b: nn.Module, like: nn.Module) -> Line:
-    """The line from A's weights to B's, in the dtype of `like`.
+    """The line from A's weights to B's, in the dtype of `like`; buffers of floats move along.
 
-    Buffers of floats move along where they differ; an infinite one (a mask) is the same in both.
+    One that holds infinities (a mask) is the same in both, as `check_pair` sees to.
     """
     start, end = weights_of(a, like), weights_of(b, like)
     ours, theirs = dict(a.named_buffers()), dict(b.named_buffers())
-    for name, one in like.named_buffers():
-        if one.is_floating_point() and not torch.equal(ours[name].cpu(), theirs[name].cpu()):
-            start[name], end[name] = (side[name].to(one, copy=True) for side in (ours, theirs))
-    return Line(start, end)
+    moving = [
+        (name, one)
+        for name, one in like.named_buffers()
+        if one.is_floating_point() and bool(torch.isfinite(ours[name]).all())
+    ]
+    for name, one in moving:
+        start[name], end[name] = (side[name].to(one, copy=True) for side in (ours, theirs))
+    return Line(start, end, frozenset(name for name, _ in moving))
 
 
-def random_line(line: Line, seed: int, scale: float = 1.0) -> Line:
-    """From the same start, as far in every tensor as `line` goes, but anywhere.
+def random_line(line: Line, seed: int) -> Line:
+    """From the same start, as far in every weight as `line` goes, but anywhere.
 
-    `scale` is the length in lengths of `line`. Directions are Gaussian, drawn tensor by tensor.
+    Directions are Gaussian, drawn tensor by tensor. Buffers stay: they are no weights.
     """
     generator = torch.Generator().manual_seed(seed)
     end = {}
     for name, start in line.start.items():
+        if name in line.buffers:
+            end[name] = start
+            continue
         noise = torch.randn(start.shape, generator=generator, dtype=torch.float64)
-        length = scale * (line.end[name].double() - start.double()).norm().cpu()
+        length = (line.end[name].double() - start.double()).norm().cpu()
         norm = noise.norm()
         step = noise * (length / norm) if norm > 0 else noise
         end[name] = start + step.to(start)
-    return Line(line.start, end)
+    return Line(line.start, end, line.buffers)
 
 
 def displacement(

@@ -28,9 +28,10 @@ from secant.load.options import DEFAULTS, LoadOptions
 from secant.maps.sites import find_sites
 from secant.readings import ModelReport, Reading, Report, hardware, writable
 from secant.surveys import versions
-from secant.uses.first_order import first_order
+from secant.uses.first_order import additivity, first_order
 from secant.uses.pairs import check_pair, displacement, pair_notes, random_line
 from secant.uses.similarity import similarity
+from secant.uses.task_vectors import task_vectors
 from secant.uses.walks import (
     Walker,
     barrier_readings,
@@ -48,6 +49,7 @@ def compare(
     b: str | nn.Module,
     data: Any = "demo:digits",
     *,
+    base: str | nn.Module | None = None,
     column: str = "text",
     loading: LoadOptions = DEFAULTS,
     weights: Sequence[Path | str] = (),
@@ -70,6 +72,9 @@ def compare(
     interval over groups of units where it rests on data, and stands beside a step as long in every
     tensor that goes anywhere (`random`), displacement and `cka` beside new weights (`fresh`).
 
+    With a `base` that both were trained from: whether the task vectors a - base and b - base add
+    (`sum` of the base's outputs), `disentanglement` and `negation` (see `uses.task_vectors`).
+
     BatchNorm's statistics are estimated anew at every point, ends included, on the same units
     without their labels. `has_repair` does as much for layers without it (see `uses.channels`).
 
@@ -79,7 +84,7 @@ def compare(
     Args:
         a, b: as in `survey`; `loading` holds for both.
         data: as in `survey`. Labels must be classes.
-        weights: a file for each of two models named `package.module:factory`.
+        weights: a file for each model, the base last, if they are named `package.module:factory`.
         steps: how many steps of equal length the path has.
         out: a folder for report.json and report.html.
 
@@ -92,8 +97,10 @@ def compare(
         raise InputError(f"compare: a path needs at least 2 steps; got {steps}. Take 10.")
     started = time.perf_counter()
     with nullcontext() if out is None else writable(out):
-        first, second = _loaded([a, b], loading, weights)
-        check_pair(first, second)
+        given = [a, b] if base is None else [a, b, base]
+        first, second, *bases = _loaded(given, loading, weights)
+        for other in (second, *bases):
+            check_pair(first, other)
         units = load_data(data, column, loading, rows)
         feed = Feed(first, units, groups=GROUPS, batch_size=batch_size, seed=seed)
         name = f"{first.name} → {second.name}"
@@ -103,12 +110,26 @@ def compare(
 
         fresh, missing = _fresh(first, seed) if has_controls else (None, {})
         readings = displacement(first.model, second.model, fresh, missing)
-        walked, notes = _along(feed, second, steps, seed, has_repair, has_controls, tell)
+        walker = Walker(feed, has_repair=has_repair)
+        for other in (second, *bases):
+            walker.check_reaches(other.model)
+        walked, notes = _along(walker, second, steps, seed, has_controls, tell)
         readings += walked
         readings += first_order(
             first.model, second.model, feed, seed=seed, batch_size=batch_size,
             has_controls=has_controls, tell=tell("first order"),
         )  # fmt: skip
+        for one in bases:
+            readings += additivity(
+                first.model, second.model, one.model, feed, seed=seed, batch_size=batch_size,
+                has_controls=has_controls, tell=tell("sum"),
+            )  # fmt: skip
+            found, told = task_vectors(
+                walker, first.model, second.model, one.model, seed=seed,
+                has_controls=has_controls, tell=tell("task vectors"),
+            )  # fmt: skip
+            readings += found
+            notes += [f"Task vectors from {one.name}.", *told]
         sites = find_sites(first.model)
         readings += similarity(
             first.model, second.model, fresh, missing, feed, sites, tell("similarity")
@@ -154,18 +175,15 @@ def _fresh(loaded: Loaded, seed: int) -> tuple[nn.Module | None, dict[str, str]]
 
 
 def _along(
-    feed: Feed,
+    walker: Walker,
     b: Loaded,
     steps: int,
     seed: int,
-    has_repair: bool,
     has_controls: bool,
     tell: Callable[[str], Tell],
 ) -> tuple[list[Reading], list[str]]:
     """What is read along the path, and what must be known of it."""
-    walker = Walker(feed, has_repair=has_repair)
-    line = walker.line(feed.loaded.model, b.model)
-    walker.check_reaches(b.model, line)
+    line = walker.line(walker.feed.loaded.model, b.model)
     ts = [place / steps for place in range(steps + 1)]
     walks = []
     for what, one in (("path", line), ("random step", random_line(line, seed))):

@@ -1,7 +1,7 @@
 """A model's outputs at points of weight space: scores and chords, group by group.
 
-Holds: ``Stop``, ``Walker``, ``Walk``; ``loss_readings``, ``barrier_readings``, ``change_readings``,
-``chord_readings``.
+Holds: ``Stop``, ``Walker``, ``Walk``; ``loss_readings``, ``barrier_readings``, ``barrier``,
+``chord_readings``; ``mean_of``, ``warned``, ``samples_of``, ``length_of``.
 May import: torch, scipy, ``secant.errors``, ``secant.gauges``, ``secant.load``, ``secant.maps``,
 ``secant.curves``, ``secant.readings``, ``secant.uses`` (anatomy, channels, pairs, scores).
 """
@@ -135,12 +135,12 @@ class Walker:
             tell(done, total)
         return found
 
-    def check_reaches(self, b: nn.Module, line: Line) -> None:
+    def check_reaches(self, b: nn.Module) -> None:
         """Refuse a pair whose tensors agree but whose code does not.
 
         Raises: `InputError` if the copy with B's weights gives other outputs than B.
         """
-        line.put(self.model, 1.0)
+        self.line(self.feed.loaded.model, b).put(self.model, 1.0)
         outputs = []
         for model in (self.model, b):
             forward, mask = self.feed.forward(model, self.feed.batches[0])
@@ -153,10 +153,10 @@ class Walker:
             apart, whole = float((ours - theirs).norm()), float(theirs.norm())
         if apart > SAME * whole:
             raise InputError(
-                f"with the weights of B, the code of model {self.feed.loaded.name!r} must give "
-                f"B's outputs; they are off by {apart / whole if whole else apart:.2g} of their "
-                "norm. The two differ in something that is no tensor, such as an activation or "
-                "the number of heads: compare two checkpoints of one model."
+                f"with the other's weights, the code of model {self.feed.loaded.name!r} must give "
+                f"the other's outputs; they are off by {apart / whole if whole else apart:.2g} of "
+                "their norm. The two differ in something that is no tensor, such as an activation "
+                "or the number of heads: compare two checkpoints of one model."
             )
 
     @torch.no_grad()
@@ -211,7 +211,8 @@ class Walker:
         )  # fmt: skip
 
 
-def _warned(value: float | None, interval: object) -> list[str]:
+def warned(value: float | None, interval: object) -> list[str]:
+    """Why a mean lacks its value or its interval."""
     if value is None:
         return ["The loss is not finite at some of these points."]
     return [] if interval is not None else [NO_INTERVAL]
@@ -247,12 +248,13 @@ def loss_readings(walk: Walk, control: Walk | None, task: Task) -> list[Reading]
             }  # fmt: skip
             found.append(
                 Reading("weights", WHOLE, gauge, task.kind, held["value"], held["interval"],
-                        _samples(walk), controls, _warned(held["value"], held["interval"]), details)
+                        samples_of(walk), controls, warned(*held.values()), details)
             )  # fmt: skip
     return found
 
 
-def _samples(walk: Walk) -> dict[str, int]:
+def samples_of(walk: Walk) -> dict[str, int]:
+    """Units, and what of them a mean is over."""
     return {"units": walk.units, "scored": int(walk.counts.sum())}
 
 
@@ -312,7 +314,7 @@ def barrier_readings(walk: Walk, control: Walk | None, task: Task) -> list[Readi
         details = {"worst_t": worst, "unit": unit, "stops": len(walk.stops), "task": task.kind}
         found.append(
             Reading("weights", WHOLE, "barrier", variant, held["value"], held["interval"],
-                    _samples(walk), controls, _warned(held["value"], held["interval"]), details)
+                    samples_of(walk), controls, warned(held["value"], held["interval"]), details)
         )  # fmt: skip
     return found
 
@@ -336,5 +338,6 @@ def chord_readings(walk: Walk, step: float) -> list[Reading]:
 
 def length_of(line: Line) -> float:
     """The norm of the step from one end to the other."""
-    steps = (line.end[key].double() - one.double() for key, one in line.start.items())
+    steps = (line.end[key].double() - one.double() for key, one in line.start.items()
+             if key not in line.buffers)  # fmt: skip
     return math.hypot(*(float(step.norm()) for step in steps))
