@@ -12,6 +12,7 @@ from secant.report.charts import escape
 from secant.report.curves import curve_plots
 from secant.report.fields import Model, depth_of, finite, readings_of, sites_of, text_at
 from secant.report.guide import guide
+from secant.report.path_card import is_path, path_card
 from secant.report.profiles import comparison, plots
 from secant.report.style import CHART_CSS, PAGE_CSS
 from secant.report.summary import summary
@@ -22,8 +23,13 @@ def render_html(report: dict[str, Any]) -> str:
     """The report as one self-contained page; every text in it is escaped."""
     models: list[Model] = list(report.get("models") or [])
     names = ", ".join(text_at(model, "name") for model in models) or "no models"
-    several = len(models) > 1
-    cards = "".join(_card(model, models) for model in models)
+    surveyed = [model for model in models if not is_path(model)]
+    cards = "".join(
+        path_card(model) if is_path(model) else _card(model, surveyed) for model in models
+    )
+    # What is said of all surveyed models at once has nothing to say of two that are compared.
+    head = summary(surveyed) if surveyed or not models else ""
+    head += (comparison(surveyed) if len(surveyed) > 1 else "") + guide(surveyed)
     listed = "".join(tables(model) for model in models)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -31,8 +37,7 @@ def render_html(report: dict[str, Any]) -> str:
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>Secant report: {escape(names)}</title><style>{PAGE_CSS}{CHART_CSS}</style></head>"
-        f"<body>{_header(report)}<main>{summary(models)}"
-        f"{comparison(models) if several else ''}{guide(models)}"
+        f"<body>{_header(report)}<main>{head}"
         f'<div class="cards">{cards}</div>'
         f'<section class="card"><h2>Every reading</h2>{listed or "<p>No readings.</p>"}</section>'
         f"</main>{_footer(report)}</body></html>\n"
