@@ -25,7 +25,6 @@ from secant.report.profiles import common_path, figure, places_of, point_of
 
 WHOLE = "(model)"
 QUARTERS = [(0.0, "0"), (0.25, ".25"), (0.5, ".5"), (0.75, ".75"), (1.0, "1")]
-HEADROOM = 1.1
 WORDS = {
     "loss": "Dotted is the straight line between the two models' losses; the barrier is the "
     "largest height of the curve above it.",
@@ -115,7 +114,7 @@ def _drawn(
 
 def _axis(low: float, high: float, name: str) -> Axis:
     """From 0, or below it where the values are, in steps of 1, 2 or 5."""
-    low, high = min(low, 0.0), max(high * HEADROOM, 1e-9)
+    low, high = min(low, 0.0), max(high, 1e-9)
     rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * part for part in (1, 2, 5, 10) if power * part >= rough)
