@@ -130,6 +130,8 @@ def test_public_names():
         "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions", "Reading",
         "Report", "SecantError", "StateError", "anatomy", "compare", "diff", "kernel",
         "pieces", "survey",
+        "Report", "SecantError", "StateError", "anatomy", "compare", "kernel",
+        "linearize", "pieces", "survey",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:

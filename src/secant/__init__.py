@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from secant.uses.merge import merge_file as merge_file
     from secant.uses.track import Tracker as Tracker
     from secant.uses.paths import compare as compare
+    from secant.uses.linearize import linearize as linearize
 
 _HOME = {
     "Alignment": "secant.uses.align",
@@ -50,6 +51,7 @@ _HOME = {
     "kernel": "secant.uses.kernel",
     "merge": "secant.uses.merge",
     "merge_file": "secant.uses.merge",
+    "linearize": "secant.uses.linearize",
     "pieces": "secant.segments",
     "survey": "secant.surveys",
 }
@@ -75,6 +77,7 @@ __all__ = [
     "kernel",
     "merge",
     "merge_file",
+    "linearize",
     "pieces",
     "survey",
 ]

@@ -1,7 +1,7 @@
 """Forward-mode derivatives, and the setting in which torch has them.
 
-Holds: ``derivatives``, a scoped context; ``jvp``, value and derivative in one evaluation;
-``prepared_copy``, the copy of a model that is evaluated at points of our own.
+Holds: ``derivatives`` and ``mkldnn_off``, scoped contexts; ``jvp``, value and derivative in one
+evaluation; ``prepared_copy``, the copy of a model that is evaluated at points of our own.
 May import: torch, ``secant.errors``.
 
 torch's fused attention and its fused transformer layers have no forward-mode derivative, and
@@ -34,16 +34,26 @@ def derivatives() -> Iterator[None]:
     compared belong in one such context. The switches are the process's own, so another thread
     sees them meanwhile.
     """
-    fused, mkldnn = torch.backends.mha, torch.backends.mkldnn
-    was_fused, was_mkldnn = fused.get_fastpath_enabled(), mkldnn.enabled
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    fused = torch.backends.mha
+    was_fused = fused.get_fastpath_enabled()
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), mkldnn_off():
         try:
             fused.set_fastpath_enabled(False)
-            mkldnn.enabled = False  # type: ignore[assignment]
             yield
         finally:
-            mkldnn.enabled = was_mkldnn
             fused.set_fastpath_enabled(was_fused)
+
+
+@contextmanager
+def mkldnn_off() -> Iterator[None]:
+    """Without mkldnn, whose recurrent layers have no forward derivative; restored afterwards."""
+    mkldnn = torch.backends.mkldnn
+    was_mkldnn = mkldnn.enabled
+    try:
+        mkldnn.enabled = False  # type: ignore[assignment]
+        yield
+    finally:
+        mkldnn.enabled = was_mkldnn
 
 
 def jvp(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
