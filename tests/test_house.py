@@ -132,6 +132,9 @@ def test_public_names():
         "pieces", "survey",
         "Report", "SecantError", "StateError", "anatomy", "compare", "kernel",
         "linearize", "pieces", "survey",
+        "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError", "LoadOptions",
+        "Reading", "Report", "SecantError", "StateError", "anatomy", "compare", "kernel",
+        "linearize", "pieces", "sketch_kernel", "survey",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from secant.uses.merge import merge_file as merge_file
     from secant.uses.track import Tracker as Tracker
     from secant.uses.paths import compare as compare
+    from secant.uses.kernel_operator import KernelOperator as KernelOperator
+    from secant.uses.kernel_sketch import sketch_kernel as sketch_kernel
     from secant.uses.linearize import linearize as linearize
 
 _HOME = {
@@ -36,6 +38,7 @@ _HOME = {
     "Comparison": "secant.comparisons",
     "Fit": "secant.gauges.fit",
     "InputError": "secant.errors",
+    "KernelOperator": "secant.uses.kernel_operator",
     "LoadError": "secant.errors",
     "LoadOptions": "secant.load.options",
     "Merge": "secant.uses.merge",
@@ -53,6 +56,7 @@ _HOME = {
     "merge_file": "secant.uses.merge",
     "linearize": "secant.uses.linearize",
     "pieces": "secant.segments",
+    "sketch_kernel": "secant.uses.kernel_sketch",
     "survey": "secant.surveys",
 }
 
@@ -62,6 +66,7 @@ __all__ = [
     "Comparison",
     "Fit",
     "InputError",
+    "KernelOperator",
     "LoadError",
     "LoadOptions",
     "Merge",
@@ -79,6 +84,7 @@ __all__ = [
     "merge_file",
     "linearize",
     "pieces",
+    "sketch_kernel",
     "survey",
 ]
 

@@ -1,6 +1,6 @@
 """The empirical neural tangent kernel, exact, without the Jacobian.
 
-Holds: ``kernel``.
+Holds: ``kernel``; ``read_outputs``, which outputs a caller asks for.
 May import: torch, ``secant.errors``, ``secant.maps``, ``secant.uses`` (kernel_factors,
 kernel_tape).
 """
@@ -76,7 +76,7 @@ def kernel(
     """
     names = chosen_parameters(model, parameters)
     check_fixed(model, part_of(x1, 0, max(2, rows_of(x1) // 64)))
-    pick, is_full = _read(outputs), outputs == "full"
+    pick, is_full = read_outputs(outputs), outputs == "full"
     tape = Tape(model, names, pick, x1)
     rows, columns = rows_of(x1), rows_of(x1 if x2 is None else x2)
     width = tape.outputs_each
@@ -141,7 +141,7 @@ def _block(
     return total
 
 
-def _read(outputs: str | Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+def read_outputs(outputs: str | Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
     """What takes a model's output to the outputs asked for."""
     if not isinstance(outputs, str):
         return outputs
