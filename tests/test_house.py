@@ -133,8 +133,8 @@ def test_public_names():
         "Report", "SecantError", "StateError", "anatomy", "compare", "kernel",
         "linearize", "pieces", "survey",
         "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError", "LoadOptions",
-        "Reading", "Report", "SecantError", "StateError", "anatomy", "compare", "kernel",
-        "linearize", "pieces", "sketch_kernel", "survey",
+        "Reading", "Report", "SecantError", "StateError", "anatomy", "compare", "fit_tangent",
+        "kernel", "linearize", "pieces", "sketch_kernel", "survey",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:

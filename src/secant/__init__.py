@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from secant.uses.kernel_operator import KernelOperator as KernelOperator
     from secant.uses.kernel_sketch import sketch_kernel as sketch_kernel
     from secant.uses.linearize import linearize as linearize
+    from secant.uses.tangent_fit import fit_tangent as fit_tangent
 
 _HOME = {
     "Alignment": "secant.uses.align",
@@ -51,6 +52,8 @@ _HOME = {
     "anatomy": "secant.uses.anatomy",
     "compare": "secant.uses.paths",
     "diff": "secant.comparisons",
+    "compare": "secant.comparisons",
+    "fit_tangent": "secant.uses.tangent_fit",
     "kernel": "secant.uses.kernel",
     "merge": "secant.uses.merge",
     "merge_file": "secant.uses.merge",
@@ -79,6 +82,7 @@ __all__ = [
     "anatomy",
     "compare",
     "diff",
+    "fit_tangent",
     "kernel",
     "merge",
     "merge_file",

@@ -71,6 +71,10 @@ class Jacobian:
             place = slice(start, start + self.batch_size)
             yield place, self._map(part_of(self.batch, start, place.stop))
 
+    def named(self, v: Float[Tensor, " p"]) -> dict[str, Tensor]:
+        """The pieces of a vector of weights, by name, in the parameters' shapes."""
+        return self._map(self.batch).named(v)
+
     def values(self) -> Float64[Tensor, "n c"]:
         """The model's outputs."""
         with torch.no_grad(), fast_duals():
