@@ -124,17 +124,10 @@ def test_the_exception_stays_inside_a_function():
 
 def test_public_names():
     names = [
-        "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions",
-        "Merge", "Reading", "Report", "SecantError", "StateError", "Tracker", "align", "anatomy",
-        "compare", "kernel", "merge", "merge_file", "pieces", "survey",
-        "Anatomy", "Comparison", "Fit", "InputError", "LoadError", "LoadOptions", "Reading",
-        "Report", "SecantError", "StateError", "anatomy", "compare", "diff", "kernel",
-        "pieces", "survey",
-        "Report", "SecantError", "StateError", "anatomy", "compare", "kernel",
-        "linearize", "pieces", "survey",
-        "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError", "LoadOptions",
-        "Reading", "Report", "SecantError", "StateError", "anatomy", "compare", "fit_tangent",
-        "kernel", "linearize", "pieces", "sketch_kernel", "survey",
+        "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError",
+        "LoadOptions", "Merge", "Reading", "Report", "SecantError", "StateError", "Tracker",
+        "align", "anatomy", "compare", "compare", "diff", "fit_tangent", "kernel", "linearize",
+        "merge", "merge_file", "pieces", "sketch_kernel", "survey", "tune",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:
@@ -181,6 +174,9 @@ except SystemExit as end:
         "args = ['compare', '--help']" + HELP,
     ],
     ids=["import", "help", "report help", "diff help", "compare help"],
+        "args = ['tune', '--help']" + HELP,
+    ],
+    ids=["import", "help", "report help", "diff help", "tune help"],
 )
 def test_no_torch_is_loaded(code):
     heavy = "\nprint('HEAVY', sorted({'torch', 'numpy', 'sklearn', 'scipy'} & set(sys.modules)))"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secant.comparisons import Comparison as Comparison
+    from secant.comparisons import compare as compare
     from secant.comparisons import diff as diff
     from secant.errors import InputError as InputError
     from secant.errors import LoadError as LoadError
@@ -23,15 +24,16 @@ if TYPE_CHECKING:
     from secant.uses.anatomy import Anatomy as Anatomy
     from secant.uses.anatomy import anatomy as anatomy
     from secant.uses.kernel import kernel as kernel
-    from secant.uses.merge import Merge as Merge
-    from secant.uses.merge import merge as merge
-    from secant.uses.merge import merge_file as merge_file
-    from secant.uses.track import Tracker as Tracker
-    from secant.uses.paths import compare as compare
     from secant.uses.kernel_operator import KernelOperator as KernelOperator
     from secant.uses.kernel_sketch import sketch_kernel as sketch_kernel
     from secant.uses.linearize import linearize as linearize
+    from secant.uses.merge import Merge as Merge
+    from secant.uses.merge import merge as merge
+    from secant.uses.merge import merge_file as merge_file
+    from secant.uses.paths import compare as compare
     from secant.uses.tangent_fit import fit_tangent as fit_tangent
+    from secant.uses.track import Tracker as Tracker
+    from secant.uses.tune import tune as tune
 
 _HOME = {
     "Alignment": "secant.uses.align",
@@ -50,17 +52,18 @@ _HOME = {
     "Tracker": "secant.uses.track",
     "align": "secant.uses.align",
     "anatomy": "secant.uses.anatomy",
+    "compare": "secant.comparisons",
     "compare": "secant.uses.paths",
     "diff": "secant.comparisons",
-    "compare": "secant.comparisons",
     "fit_tangent": "secant.uses.tangent_fit",
     "kernel": "secant.uses.kernel",
+    "linearize": "secant.uses.linearize",
     "merge": "secant.uses.merge",
     "merge_file": "secant.uses.merge",
-    "linearize": "secant.uses.linearize",
     "pieces": "secant.segments",
     "sketch_kernel": "secant.uses.kernel_sketch",
     "survey": "secant.surveys",
+    "tune": "secant.uses.tune",
 }
 
 __all__ = [
@@ -84,12 +87,13 @@ __all__ = [
     "diff",
     "fit_tangent",
     "kernel",
+    "linearize",
     "merge",
     "merge_file",
-    "linearize",
     "pieces",
     "sketch_kernel",
     "survey",
+    "tune",
 ]
 
 
