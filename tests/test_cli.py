@@ -119,10 +119,13 @@ def test_a_glob_without_match_names_the_nearest_site(run, tmp_path):
 
 def test_a_refused_run_leaves_nothing_that_it_made(run, tmp_path):
     (tmp_path / "mine").mkdir()
-    refused = (["report", "nonesuch"], ["anatomy", "nonesuch"], ["compare", "demo:cnn", "demo:mlp"])
+    refused = (
+        ["report", "nonesuch"], ["anatomy", "nonesuch"], ["tune", "nonesuch"],
+        ["compare", "demo:cnn", "demo:mlp"],
+    )  # fmt: skip
     for args in refused:
         for out in ("mine", "a/b/c"):
-            where = tmp_path / out / ("x.json" if args[0] == "anatomy" else "")
+            where = tmp_path / out / ("" if args[0] == "report" else "x.json")
             assert_one_line(run(*args, "--out", where))
             assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
 
@@ -151,6 +154,7 @@ COMMANDS = {
     "diff": ["REPORT", "REPORT"],
     "anatomy": ["demo:linear", "--rows", "200"],
     "compare": ["demo:linear", "demo:linear", "--rows", "60", "--no-controls", "--steps", "2"],
+    "tune": ["demo:linear", "--rows", "200"],
 }
 
 

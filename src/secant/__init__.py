@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secant.comparisons import Comparison as Comparison
-    from secant.comparisons import compare as compare
     from secant.comparisons import diff as diff
     from secant.errors import InputError as InputError
     from secant.errors import LoadError as LoadError
@@ -52,7 +51,6 @@ _HOME = {
     "Tracker": "secant.uses.track",
     "align": "secant.uses.align",
     "anatomy": "secant.uses.anatomy",
-    "compare": "secant.comparisons",
     "compare": "secant.uses.paths",
     "diff": "secant.comparisons",
     "fit_tangent": "secant.uses.tangent_fit",
