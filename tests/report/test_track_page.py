@@ -72,7 +72,7 @@ def test_the_command(run, tmp_path, steps):
     code, out, err = run("track", tmp_path / "run.json", "--out", tmp_path / "new" / "run.html")
     assert (code, err) == (0, "")
     assert "first-order error" in out
-    lines = [line for line in out.splitlines() if re.match(r"\s+\d+\s", line)]
+    lines = [line for line in out.splitlines() if re.match(r"\s+\d+\s+[\d−]", line)]
     assert len(lines) == min(steps + 1, MOST_ROWS)
     assert lines[-1].split()[0] == str(steps)
     assert ("records are not shown" in out) == (steps > MOST_ROWS)
