@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from secant.uses.align import align as align
     from secant.uses.anatomy import Anatomy as Anatomy
     from secant.uses.anatomy import anatomy as anatomy
+    from secant.uses.judge import judge as judge
     from secant.uses.kernel import kernel as kernel
     from secant.uses.kernel_operator import KernelOperator as KernelOperator
     from secant.uses.kernel_sketch import sketch_kernel as sketch_kernel
@@ -54,6 +55,7 @@ _HOME = {
     "compare": "secant.uses.paths",
     "diff": "secant.comparisons",
     "fit_tangent": "secant.uses.tangent_fit",
+    "judge": "secant.uses.judge",
     "kernel": "secant.uses.kernel",
     "linearize": "secant.uses.linearize",
     "merge": "secant.uses.merge",
@@ -84,6 +86,7 @@ __all__ = [
     "compare",
     "diff",
     "fit_tangent",
+    "judge",
     "kernel",
     "linearize",
     "merge",

@@ -413,16 +413,26 @@ def merge(
     seed: Annotated[
         int, typer.Option(min=-(2**63), max=2**63 - 1, help="Seed of what dare drops.")
     ] = 0,
+    data: Annotated[
+        str | None, typer.Option(help="Judge the merge on demo:digits or a data file.")
+    ] = None,
+    column: Annotated[str, typer.Option(help="Text column, or array of several.")] = "text",
+    label_column: Annotated[str | None, typer.Option(help="Column or array of labels.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Judge on the first ROWS units.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="package.module:factory that plain weights belong to, to judge them."),
+    ] = None,
 ) -> None:
     """Merge MODELS into one: new weights of the same architecture, with configuration and card.
 
     Tensors are read, merged and written piece by piece, so a model may be larger than memory.
-    What does not fit together is refused before anything is written.
+    What does not fit together is refused before anything is written. With --data, loss and
+    accuracy of the merged model stand beside its parents', with the barrier between two of them.
 
     Example: secant merge tuned-a tuned-b --base pretrained --method ties --density 0.3 --out both
     """
-    from secant.uses.merge import merge as merge_models
-    from secant.uses.merge import merge_file
+    from secant.uses.merge import Merge, merge_recipe, recipe_of
 
     options = {
         "MODELS": models, "--method": method, "--base": base, "--weight": weight,
@@ -434,16 +444,40 @@ def merge(
             f"--config has models and numbers of its own; got {', '.join(given)} as well. "
             "Leave these out, or write them into the file."
         )
+    if config is not None:
+        from secant.uses.recipe_files import read_recipe
+
+        recipe = read_recipe(config)
+    else:
+        recipe = recipe_of(
+            models or [], method=method or "linear", base=base, t=t,
+            weight=one_or_each(weight), density=one_or_each(density),
+        )  # fmt: skip
+    made: list[Merge] = []
+    judged = None
     with progress_bars() as progress:
-        if config is not None:
-            made = merge_file(config, out, seed=seed, progress=progress)
+
+        def write() -> Path:
+            made.append(merge_recipe(recipe, out, seed=seed, progress=progress))
+            return out
+
+        if data is None:
+            write()
         else:
-            made = merge_models(
-                models or [], out, method=method or "linear", base=base, t=t, seed=seed,
-                weight=one_or_each(weight), density=one_or_each(density), progress=progress,
+            from secant.uses.judge import judge
+
+            judged = judge(
+                write, recipe.parents, data, base=recipe.origin, factory=model, column=column,
+                label_column=label_column, rows=rows, seed=seed, progress=progress,
             )  # fmt: skip
-    say("".join(f"{note}\n" for note in made.notes))
-    say(f"{made.tensors} tensors, {made.bytes / 1e6:.1f} MB -> {made.folder}\n")
+    (done,) = made
+    say("".join(f"{note}\n" for note in done.notes))
+    say(f"{done.tensors} tensors, {done.bytes / 1e6:.1f} MB -> {done.folder}\n")
+    if judged is not None:
+        from secant.report.judge import render_judgement
+
+        show(*render_judgement(judged.models[0]))
+        say(f"{out / 'judgement.json'}\n")
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """Checkpoints on disk as named tensors: names, types and shapes at once, values piece by piece.
 
-Holds: ``Stored``, ``Checkpoint``, ``open_checkpoint``.
+Holds: ``Stored``, ``Checkpoint``, ``open_checkpoint``, ``weights_in``.
 May import: numpy, ``secant.errors``, ``secant.load``; for state dicts torch, when one is opened.
 
 Reads a .safetensors file, a sharded checkpoint by its index, a Hugging Face directory, or a state
@@ -101,7 +101,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     names a file outside its folder or disagrees with its shards; for pickles that need code.
     """
     path = Path(path)
-    place = _weights_in(path) if path.is_dir() else path
+    place = weights_in(path) if path.is_dir() else path
     if not place.is_file():
         raise LoadError(
             f"checkpoint {str(path)!r}: no such file or folder. Give a folder with weights, a "
@@ -119,7 +119,11 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         return Checkpoint(path, folder, tensors, shared, files.pop_all())
 
 
-def _weights_in(folder: Path) -> Path:
+def weights_in(folder: Path) -> Path:
+    """The weights of a folder: a file, or the index of its shards.
+
+    Raises: `LoadError` if it holds none, or several and none by the usual name.
+    """
     for name in IN_FOLDER:
         if (folder / name).is_file():
             return folder / name

@@ -1,6 +1,6 @@
 """Two models compared, as terminal tables.
 
-Holds: ``render_paths``.
+Holds: ``render_paths``, ``path_table``, ``sentences``, ``shown``.
 May import: rich, ``secant.readings``, ``secant.report.profiles``.
 """
 
@@ -27,7 +27,7 @@ def render_paths(report: ModelReport) -> list[Table | str]:
     """The sentences, what is read along the path, the tangent, the layers; notes and warnings."""
     along = [one for one in report.readings if one.gauge in ("loss", "accuracy", "chord")]
     along = [one for one in along if STORED not in one.variant]
-    parts: list[Table | str] = [_along(report, along), *map(escape, _sentences(report.readings))]
+    parts: list[Table | str] = [path_table(report, along), *map(escape, sentences(report.readings))]
     tangents = [one for one in report.readings if (one.gauge, one.variant) == ("tangent", "raw")]
     if tangents:
         parts.append(_tangents(tangents))
@@ -74,7 +74,8 @@ def _table(title: str, caption: str, heads: Sequence[str]) -> Table:
     return table
 
 
-def _along(report: ModelReport, along: Sequence[Reading]) -> Table:
+def path_table(report: ModelReport, along: Sequence[Reading]) -> Table:
+    """What is read at every point of the path."""
     found = {(one.gauge, one.details["t"]): one for one in along}
     ts = sorted({t for _, t in found})
     gauges = [g for g in ("loss", "accuracy", "chord") if any(key[0] == g for key in found)]
@@ -100,7 +101,7 @@ def _along(report: ModelReport, along: Sequence[Reading]) -> Table:
     return table
 
 
-def _sentences(readings: Sequence[Reading]) -> list[str]:
+def sentences(readings: Sequence[Reading]) -> list[str]:
     """Barrier, displacement and first order, a line each."""
     lines = []
     for one in readings:

@@ -1,6 +1,6 @@
 """Merging checkpoints on disk into one, tensor by tensor, in memory that does not grow with them.
 
-Holds: ``merge``, ``merge_file``, ``Merge``.
+Holds: ``merge``, ``merge_file``, ``Merge``; ``recipe_of``, ``merge_recipe``.
 May import: numpy, ``secant.errors``, ``secant.load``, ``secant.uses``.
 
 Everything that can be wrong is looked for before a value is written; the result is written beside
@@ -68,6 +68,23 @@ def merge(
     vocabularies, or hold values that are not finite; `InputError` for what is asked of them, an
     `out` that is not empty, and a disk that is full. Nothing is left in `out` then.
     """
+    recipe = recipe_of(
+        models, method=method, base=base, weight=weight, density=density, t=t,
+        normalize=normalize, dtype=dtype,
+    )  # fmt: skip
+    return merge_recipe(recipe, out, seed=seed, shard_bytes=shard_bytes, progress=progress)
+
+
+def recipe_of(
+    models: Sequence[Path | str], *, method: str = "linear", base: Path | str | None = None,
+    weight: float | Sequence[float] | None = None,
+    density: float | Sequence[float] | None = None, t: float | None = None,
+    normalize: bool | None = None, dtype: str | None = None,
+) -> Recipe:  # fmt: skip
+    """The recipe of a merge by arguments, as `merge` takes them.
+
+    Raises: `InputError` for what does not go together.
+    """
     names = [str(model) for model in models]
     base = None if base is None else str(base)
     if method == "slerp" and base is None and names:
@@ -89,8 +106,7 @@ def merge(
     whole = {key: value for key, value in (("t", t), ("normalize", normalize)) if value is not None}
     levels = (whole,) if whole else ()
     kind = None if dtype is None else float_kind(dtype)
-    recipe = Recipe(method, tuple(parts), base, levels, kind)
-    return _merged(recipe, Path(out), seed, shard_bytes, progress)
+    return Recipe(method, tuple(parts), base, levels, kind)
 
 
 def merge_file(
@@ -104,7 +120,9 @@ def merge_file(
     # Only here: a merge without a file needs no YAML.
     from secant.uses.recipe_files import read_recipe
 
-    return _merged(read_recipe(recipe), Path(out), seed, shard_bytes, progress)
+    return merge_recipe(
+        read_recipe(recipe), out, seed=seed, shard_bytes=shard_bytes, progress=progress
+    )
 
 
 def _fits(what: str, given: float | Sequence[float], models: int) -> bool:
@@ -116,9 +134,12 @@ def _fits(what: str, given: float | Sequence[float], models: int) -> bool:
     return True
 
 
-def _merged(
-    recipe: Recipe, out: Path, seed: int, shard_bytes: int, progress: Progress | None
-) -> Merge:
+def merge_recipe(
+    recipe: Recipe, out: Path | str, *, seed: int = 0, shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Merge:  # fmt: skip
+    """Merge by a recipe. Raises: as `merge` does."""
+    out = Path(out)
     if shard_bytes < 1:
         raise InputError(f"shard_bytes must be at least 1; got {shard_bytes}. Give a size.")
     with ExitStack() as stack:

@@ -1,6 +1,6 @@
 """Paths: two models of one architecture compared, and what lies between them.
 
-Holds: ``compare``.
+Holds: ``compare``, ``along``.
 May import: torch, ``secant.errors``, ``secant.gauges``, ``secant.load``, ``secant.readings``,
 ``secant.surveys``, ``secant.uses``.
 """
@@ -113,7 +113,7 @@ def compare(
         walker = Walker(feed, has_repair=has_repair)
         for other in (second, *bases):
             walker.check_reaches(other.model)
-        walked, notes = _along(walker, second, steps, seed, has_controls, tell)
+        walked, notes = along(walker, second, steps, seed, has_controls, tell)
         readings += walked
         readings += first_order(
             first.model, second.model, feed, seed=seed, batch_size=batch_size,
@@ -174,7 +174,7 @@ def _fresh(loaded: Loaded, seed: int) -> tuple[nn.Module | None, dict[str, str]]
         return None, {"fresh": str(error)}
 
 
-def _along(
+def along(
     walker: Walker,
     b: Loaded,
     steps: int,

@@ -139,6 +139,16 @@ class Recipe:
         return (self.base, *models) if self.way.needs_base and self.base else models
 
     @property
+    def parents(self) -> tuple[str, ...]:
+        """The models that the merge is between: of slerp, the base as well."""
+        return self.models if self.method == "slerp" else tuple(part.model for part in self.parts)
+
+    @property
+    def origin(self) -> str | None:
+        """The model that changes are counted from, if it is none of the parents."""
+        return self.base if self.way.needs_base and self.method != "slerp" else None
+
+    @property
     def keeper(self) -> str:
         """The model whose configuration and tokenizer the merge keeps."""
         return self.base if self.base is not None else self.parts[0].model
