@@ -121,7 +121,7 @@ def test_nets_trained_apart_merge_into_one_that_is_warned_of(nets, held_out, tmp
 
 
 def test_a_merge_worse_than_one_parent_only_is_not_warned_of(nets, held_out, tmp_path):
-    """Most of the weight on the better of two very different parents."""
+    """One parent is the other shrunk to a blur; between them the loss lies between theirs."""
     blurred = tmp_path / "blurred.safetensors"
     model = mlp()
     model.load_state_dict(load_file(nets["base"]))
