@@ -5,7 +5,8 @@ Run: python benchmarks/merge.py MERGEKIT_PYTHON FOLDER [ROUNDS]
 MERGEKIT_PYTHON is the interpreter of an environment with mergekit 0.1.5, whose `mergekit-yaml` lies
 beside it. FOLDER takes 4 GB: two checkpoints of random bfloat16 in the shape of a Llama, in two
 shards, the second near the first as a fine-tune is. In each round the contestants take turns and
-merge by one YAML file, everything warm; medians. Then the tensors are compared (see `checked`).
+merge by one YAML file, everything warm; medians. Others who use the machine slow down what runs on
+several processors more than what runs on one; processor times say how much. Then the tensors are compared (see `checked`).
 
 The limit: a linear merge reads 1.02 GB and writes 0.51 GB, all in the page cache; `cp` of one
 checkpoint reads and writes 0.51 GB. Slerp and TIES need something of a whole tensor before they can
@@ -145,11 +146,14 @@ def recipe(folder: Path, method: str, **more: bool) -> Path:
     return path
 
 
-def timed(command: list[str], out: Path) -> tuple[float, str]:
+def timed(command: list[str], out: Path) -> tuple[float, float, str]:
+    """Seconds by the clock and of processors, and what it said."""
     shutil.rmtree(out, ignore_errors=True)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), os.times()
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return time.perf_counter() - started, done.stdout
+    seconds, after = time.perf_counter() - started, os.times()
+    worked = after.children_user + after.children_system
+    return seconds, worked - before.children_user - before.children_system, done.stdout
 
 
 def pairs(one: Path, other: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -228,7 +232,7 @@ def measured(folder: Path, mergekit: list[str], rounds: int) -> None:
     ours, theirs, copy = folder / "ours", folder / "theirs", folder / "copy"
     for method in METHODS:
         file = str(recipe(folder, method))
-        contestants: dict[str, Callable[[], tuple[float, str]]] = {
+        contestants: dict[str, Callable[[], tuple[float, float, str]]] = {
             "cp": lambda: timed(["cp", "-r", str(folder / "a"), str(copy)], copy),
             "itself": lambda file=file: timed(
                 [sys.executable, "-c", ITSELF, file, str(ours)], ours
@@ -239,23 +243,26 @@ def measured(folder: Path, mergekit: list[str], rounds: int) -> None:
             "mergekit": lambda file=file: timed([*mergekit, file, str(theirs)], theirs),
         }
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        work: dict[str, list[float]] = {name: [] for name in contestants}
         peak = 0.0
         for _ in range(rounds):
             for name, run in contestants.items():
-                wall, said = run()
+                wall, own, said = run()
                 if name == "itself":
                     inner, memory = map(float, said.split())
                     wall, peak = inner, max(peak, memory)
                 seconds[name].append(wall)
+                work[name].append(own)
         median = {name: statistics.median(each) for name, each in seconds.items()}
         ratios = [b / a for a, b in zip(seconds["whole"], seconds["mergekit"], strict=True)]
         copies = [a / b for a, b in zip(seconds["itself"], seconds["cp"], strict=True)]
+        works = [b / a for a, b in zip(work["whole"], work["mergekit"], strict=True)]
         wanted = f" (wanted {ASKED[method]})" if method in ASKED else ""
         print(
             f"{method}: itself {median['itself']:.2f} s, {statistics.median(copies):.1f} cp "
             f"({median['cp']:.2f} s); whole {median['whole']:.2f} s, mergekit "
-            f"{median['mergekit']:.1f} s, {statistics.median(ratios):.1f} times{wanted}; "
-            f"peak {peak:.0f} MB",
+            f"{median['mergekit']:.1f} s, {statistics.median(ratios):.1f} times{wanted}, "
+            f"by processor time {statistics.median(works):.1f}; peak {peak:.0f} MB",
             flush=True,
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from secant.load.kinds import KINDS, common_kind, narrowed, round_to, widened
+from secant.load.kinds import KINDS, all_finite, common_kind, narrowed, round_to, widened
 
 
 def floats():
@@ -39,8 +39,20 @@ def test_every_bfloat16_comes_back():
 
 
 @pytest.mark.parametrize("name", ["BF16", "F16", "F32", "F64"])
-def test_the_largest_value_is_torchs(name):
-    assert KINDS[name].largest == torch.finfo(getattr(torch, KINDS[name].torch_name)).max
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_seen_among_the_largest(name, bad):
+    dtype = getattr(torch, KINDS[name].torch_name)
+    largest = torch.finfo(dtype).max
+    values = torch.tensor([largest, -largest, 0.0, -0.0, 1.0, 1.0], dtype=dtype)
+
+    def stored(tensor):
+        return tensor.view(torch.uint8).numpy().view(KINDS[name].stored)
+
+    assert all_finite(stored(values), KINDS[name])
+    assert all_finite(stored(-values), KINDS[name])
+    assert all_finite(stored(values[:0]), KINDS[name])
+    values[3] = bad
+    assert not all_finite(stored(values), KINDS[name])
 
 
 @pytest.mark.parametrize("one", ["F64", "F32", "F16", "BF16"])

@@ -1,6 +1,7 @@
 """The number types of weights on disk, as numpy has them; bfloat16, which it has not, by its bits.
 
-Holds: ``Kind``, ``KINDS``, ``widened``, ``round_to``, ``narrowed``, ``common_kind``.
+Holds: ``Kind``, ``KINDS``, ``widened``, ``round_to``, ``narrowed``, ``all_finite``,
+``common_kind``.
 May import: numpy.
 
 No torch here: importing it takes longer than merging a small model does.
@@ -21,14 +22,12 @@ Array = NDArray[Any]
 @dataclass(frozen=True)
 class Kind:
     """A type's safetensors name and torch name, the numpy type that holds its bits, and the one
-    that its values are computed in (None where no arithmetic on them makes sense here); and its
-    largest finite value."""
+    that its values are computed in; None where no arithmetic on them makes sense here."""
 
     name: str
     torch_name: str
     stored: DTypeLike
     working: DTypeLike | None = None
-    largest: float = 0.0
 
     @property
     def size(self) -> int:
@@ -39,10 +38,10 @@ class Kind:
 KINDS: Final = {
     kind.name: kind
     for kind in (
-        Kind("F64", "float64", np.float64, np.float64, float(np.finfo(np.float64).max)),
-        Kind("F32", "float32", np.float32, np.float32, float(np.finfo(np.float32).max)),
-        Kind("F16", "float16", np.float16, np.float32, 65504.0),
-        Kind("BF16", "bfloat16", np.uint16, np.float32, (2 - 2**-7) * 2.0**127),
+        Kind("F64", "float64", np.float64, np.float64),
+        Kind("F32", "float32", np.float32, np.float32),
+        Kind("F16", "float16", np.float16, np.float32),
+        Kind("BF16", "bfloat16", np.uint16, np.float32),
         Kind("F8_E4M3", "float8_e4m3fn", np.uint8),
         Kind("F8_E5M2", "float8_e5m2", np.uint8),
         Kind("I64", "int64", np.int64),
@@ -56,6 +55,10 @@ KINDS: Final = {
         Kind("BOOL", "bool", np.uint8),
     )
 }
+
+
+_EXPONENT: Final = {"BF16": 0x7F80, "F16": 0x7C00}
+"""What all bits of the exponent make: of infinity and NaN alone."""
 
 
 def widened(stored: Array, kind: Kind) -> Array:
@@ -87,6 +90,14 @@ def narrowed(values: Array, kind: Kind) -> Array:
     if kind.name == "F16":
         return _half(values)
     return values.astype(kind.stored, copy=False)
+
+
+def all_finite(stored: Array, kind: Kind) -> bool:
+    """Whether no stored value is NaN or infinite; of short types by bits, which is faster."""
+    if not stored.size or kind.name not in _EXPONENT:
+        return bool(np.isfinite(stored).all())
+    exponent, bits = _EXPONENT[kind.name], stored.view(np.uint16)
+    return bool(bits.max() < 0x8000 | exponent and bits.view(np.int16).max() < exponent)
 
 
 def _half(values: Array) -> Array:

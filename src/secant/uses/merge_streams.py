@@ -13,19 +13,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secant.errors import InputError, LoadError
 from secant.load.checkpoints import Stored
-from secant.load.kinds import Array, Kind, narrowed, round_to, widened
+from secant.load.kinds import Array, Kind, all_finite, narrowed, round_to, widened
 from secant.uses import merge_methods as methods
 from secant.uses.recipes import Numbers
 
 STRIP: Final = 1 << 20
-BLOCK: Final = 1 << 16
+BLOCK: Final = 1 << 17
 Run = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
 Write = Callable[[str, int, Array], None]
 
@@ -93,20 +93,20 @@ class Job:
         result alone is not.
         """
         if self.out_kind != self.kind:
+            if not np.isfinite(values).all():
+                self._refuse(start, stop)
             values = round_to(values, self.kind).astype(self.out_kind.working, copy=False)
-        # A NaN makes both comparisons false; only what is suspect is read again.
-        largest = self.out_kind.largest
-        if not (values.max() <= largest and values.min() >= -largest):
-            self.check_inputs(start, stop)
-            if (
-                not np.isfinite(values).all()
-                or not np.isfinite(round_to(values, self.out_kind)).all()
-            ):
-                raise InputError(
-                    f"the merge of {self.name!r} is not finite in {self.out_kind.torch_name}. "
-                    "Give smaller weights, or `out_dtype: float32` in a file."
-                )
-        return narrowed(values, self.out_kind)
+        stored = narrowed(values, self.out_kind)
+        if not all_finite(stored, self.out_kind):
+            self._refuse(start, stop)
+        return stored
+
+    def _refuse(self, start: int, stop: int) -> NoReturn:
+        self.check_inputs(start, stop)
+        raise InputError(
+            f"the merge of {self.name!r} is not finite in {self.out_kind.torch_name}. "
+            "Give smaller weights, or `out_dtype: float32` in a file."
+        )
 
 
 def merge_tensor(job: Job, run: Run, write: Write) -> None:
