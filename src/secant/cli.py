@@ -233,6 +233,9 @@ def compare(
         str, typer.Option(help="demo:digits, a data file or a folder of images.")
     ] = "demo:digits",
     column: Annotated[str, typer.Option(help="Text column, or array of several.")] = "text",
+    align: Annotated[
+        bool, typer.Option("--align", help="First put B's units in the order most like A's.")
+    ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="Rescale channels along the path (REPAIR).")
     ] = False,
@@ -288,7 +291,7 @@ def compare(
     with progress_bars() as progress:
         found = compare(
             a, b, data, base=base, column=column, loading=loading, weights=weights or (), rows=rows,
-            batch_size=batch_size, steps=steps, seed=seed, has_repair=repair,
+            batch_size=batch_size, steps=steps, seed=seed, align=align, has_repair=repair,
             has_controls=controls, progress=progress, out=out,
         )  # fmt: skip
     show(*(part for model in found.models for part in render_paths(model)))

@@ -122,6 +122,17 @@ def test_the_report_says_so_and_gives_the_ends_as_stored(norms, units):
     assert [stored[0.0], stored[1.0]] == pytest.approx(ends, rel=1e-5)
 
 
+def test_with_statistics_anew_alignment_takes_most_of_the_barrier_away(norms, units):
+    """Channels through BatchNorm, as arXiv:2211.08403 aligns them."""
+    data = [(units.tensor, units.labels)]
+    barriers = [
+        next(one for one in report.models[0].readings if one.gauge == "barrier")
+        for align in (False, True)
+        for report in [secant.compare(*norms, data, align=align, has_controls=False)]
+    ]
+    assert barriers[0].interval[0] > 2 * barriers[1].interval[1]
+
+
 def outputs_of(model, layers, x):
     found = {}
     handles = [

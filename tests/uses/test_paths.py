@@ -116,6 +116,57 @@ def test_independent_networks_have_a_barrier(apart, held_out):
     assert set(losses[0.5].controls["random"]) == {"value", "interval", "difference"}
 
 
+def test_alignment_takes_most_of_the_barrier_away(apart, held_out):
+    """As arXiv:2209.04836 found; what REPAIR (2211.08403) adds is within the interval here."""
+    plain, aligned, both = (
+        compared(*apart, held_out, align=is_aligned, has_repair=has_repair, has_controls=False)
+        for is_aligned, has_repair in ((False, False), (True, False), (True, True))
+    )
+    bare, less, least = (of(one, "barrier", "loss")[0] for one in (plain, aligned, both))
+    assert bare.interval[0] > 2 * less.interval[1]
+    assert least.value < less.interval[1]
+    far, near = (of(one, "displacement", "norm")[-1].value for one in (plain, aligned))
+    (told,) = (note for note in aligned.models[0].notes if "Distance" in note)
+    assert f"{far:.6g} before, {near:.6g} after" in told
+    assert near < 0.8 * far
+    ends = [[value(one, "loss", "cross-entropy", t=t) for t in (0.0, 1.0)]
+            for one in (plain, aligned)]  # fmt: skip
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5), "B is the function that it was"
+
+
+def test_a_permuted_copy_is_brought_back_before_it_is_compared(apart, held_out):
+    a, b = apart[0], copy.deepcopy(apart[0])
+    with torch.no_grad():
+        b[1].weight.copy_(a[1].weight.flip(0))
+        b[1].bias.copy_(a[1].bias.flip(0))
+        b[3].weight.copy_(a[3].weight.flip(1))
+    report = compared(a, b, held_out, align=True, steps=2, has_controls=False)
+    assert all(one.value == 0 for one in of(report, "displacement", "norm"))
+    (told,) = (note for note in report.models[0].notes if "put in the order" in note)
+    assert "1.weight:0 32 of 32" in told
+    assert "3.weight:0 0 of 32" in told
+    assert torch.equal(b[1].weight, a[1].weight.flip(0)), "the caller's own is not changed"
+
+
+class Branching(nn.Module):
+    """Another sign where the mean is positive, which no graph holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = mlp()
+
+    def forward(self, x):
+        return self.inner(x) if x.mean() > 0 else -self.inner(x)
+
+
+def test_what_cannot_be_aligned_is_refused(apart, held_out):
+    told = r"B cannot be aligned.*cannot be exported.*torch.where.*without --align"
+    with pytest.raises(InputError, match=told):
+        compared(drawn(Branching, 0), drawn(Branching, 1), held_out, align=True)
+    with pytest.raises(InputError, match="Leave out the base or the alignment"):
+        compared(*apart, held_out, base=apart[0], align=True)
+
+
 def test_fine_tunes_of_one_base_have_next_to_none(tunes, held_out):
     report = compared(*tunes, held_out)
     (one,) = of(report, "barrier", "loss")

@@ -126,8 +126,9 @@ def align(
     Args:
         a: `demo:NAME`, a Hugging Face directory, or a module in eval mode; it is not changed.
         b: one of the same architecture; it is not changed either.
-        data: as in `survey`. `weights` needs but an example of the input; without data it is
-            the digits for demo models, and random tokens or pixels for Hugging Face ones.
+        data: as in `survey`, or `Units` that were read already. `weights` needs but an example
+            of the input; without data it is the digits for demo models, and random tokens or
+            pixels for Hugging Face ones.
 
     Raises: `InputError` for models whose tensors differ, that cannot be exported, or whose
     function the reordering changes.
@@ -225,6 +226,8 @@ def _without_cache(model: nn.Module) -> Iterator[None]:
 
 
 def _units(loaded: Loaded, data: Any, column: str, rows: int | None) -> Units:
+    if isinstance(data, Units):
+        return data.first(rows)
     if data is None and loaded.name.startswith("demo:"):
         data = "demo:digits"
     if data is None:

@@ -21,15 +21,16 @@ from torch import nn
 from secant.curves import with_controls
 from secant.errors import ControlError, InputError
 from secant.gauges.interval import GROUPS, few_units
-from secant.load.data import load_data
+from secant.load.data import Units, load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model
 from secant.load.options import DEFAULTS, LoadOptions
 from secant.maps.sites import find_sites
 from secant.readings import ModelReport, Reading, Report, hardware, writable
 from secant.surveys import versions
+from secant.uses.align import align as matched
 from secant.uses.first_order import additivity, first_order
-from secant.uses.pairs import check_pair, displacement, pair_notes, random_line
+from secant.uses.pairs import MOST_NAMED, check_pair, displacement, pair_notes, random_line
 from secant.uses.similarity import similarity
 from secant.uses.task_vectors import task_vectors
 from secant.uses.walks import (
@@ -57,6 +58,7 @@ def compare(
     batch_size: int = 32,
     steps: int = 10,
     seed: int = 0,
+    align: bool = False,
     has_repair: bool = False,
     has_controls: bool = True,
     progress: Progress = lambda label, done, total: None,
@@ -79,7 +81,8 @@ def compare(
     without their labels. `has_repair` does as much for layers without it (see `uses.channels`).
 
     A and B must have the same tensors in the same roles. Units that a permutation would bring
-    together lie apart here: align one to the other first, and pass what you get.
+    together lie apart here; with `align` B's are first put in the order most like A's, by
+    `secant.align` on the weights. B stays the same function; the notes say what was permuted.
 
     Args:
         a, b: as in `survey`; `loading` holds for both.
@@ -89,12 +92,18 @@ def compare(
         out: a folder for report.json and report.html.
 
     Raises: `InputError` for models that differ in tensors, ties or modules, the first ten named;
-    for labels without classes; for fewer units than fill three groups.
+    for labels without classes; for fewer units than fill three groups; for `align` with a base,
+    or of a model that cannot be exported.
 
     Cost: `steps` + 1 forwards of the data and some ten of a sample, twice with controls.
     """
     if steps < 2:
         raise InputError(f"compare: a path needs at least 2 steps; got {steps}. Take 10.")
+    if align and base is not None:
+        raise InputError(
+            "compare: models trained from one base have their units in its order, and `align` "
+            "would take one of them out of it; got both. Leave out the base or the alignment."
+        )
     started = time.perf_counter()
     with nullcontext() if out is None else writable(out):
         given = [a, b] if base is None else [a, b, base]
@@ -102,6 +111,9 @@ def compare(
         for other in (second, *bases):
             check_pair(first, other)
         units = load_data(data, column, loading, rows)
+        told_of_order: list[str] = []
+        if align:
+            second, told_of_order = _aligned(first, second, units, seed)
         feed = Feed(first, units, groups=GROUPS, batch_size=batch_size, seed=seed)
         name = f"{first.name} → {second.name}"
 
@@ -138,7 +150,8 @@ def compare(
         model = ModelReport(
             name, feed.units.name, len(feed.units), len(feed.units), sites, readings,
             {"seconds": seconds},
-            [*few_units(len(feed.units)), *feed.notes, *pair_notes(first, second), *notes],
+            [*few_units(len(feed.units)), *feed.notes, *pair_notes(first, second),
+             *told_of_order, *notes],
         )  # fmt: skip
         report = Report(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -165,6 +178,33 @@ def _loaded(
         )
     pairs = zip(models, weights, strict=True)
     return [load_model(one, replace(loading, weights=file)) for one, file in pairs]
+
+
+def _aligned(a: Loaded, b: Loaded, units: Units, seed: int) -> tuple[Loaded, list[str]]:
+    """B with its units in the order most like A's, and what that did.
+
+    Raises: `InputError` saying why it cannot be done.
+    """
+    try:
+        found = matched(a, b, units, seed=seed)
+    except InputError as error:
+        raise InputError(
+            f"compare: B cannot be aligned. {error} Or compare them as they are, without --align."
+        ) from error
+    moved = [
+        f"{each.name} {found.moved(each.axis)} of {each.size * each.copies}"
+        for each in found.symmetries
+    ]
+    listed = "; ".join(moved[:MOST_NAMED])
+    more = f"; and {len(moved) - MOST_NAMED} more axes" if len(moved) > MOST_NAMED else ""
+    notes = [
+        f"B's units were put in the order most like A's, by their weights; moved: {listed}{more}."
+        if moved
+        else "B has no units whose order could be changed: it was compared as it is.",
+        f"Distance of the parameters {found.before:.6g} before, {found.after:.6g} after; B's "
+        f"outputs changed by {found.difference:.1e} of the largest: rounding.",
+    ]
+    return replace(b, model=found.model), notes
 
 
 def _fresh(loaded: Loaded, seed: int) -> tuple[nn.Module | None, dict[str, str]]:
