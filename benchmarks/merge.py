@@ -6,7 +6,8 @@ MERGEKIT_PYTHON is the interpreter of an environment with mergekit 0.1.5, whose 
 beside it. FOLDER takes 4 GB: two checkpoints of random bfloat16 in the shape of a Llama, in two
 shards, the second near the first as a fine-tune is. In each round the contestants take turns and
 merge by one YAML file, everything warm; medians. Others who use the machine slow down what runs on
-several processors more than what runs on one; processor times say how much. Then the tensors are compared (see `checked`).
+several processors more than what runs on one; processor times say how much. Then the tensors are
+compared (see `checked`).
 
 The limit: a linear merge reads 1.02 GB and writes 0.51 GB, all in the page cache; `cp` of one
 checkpoint reads and writes 0.51 GB. Slerp and TIES need something of a whole tensor before they can
