@@ -1,17 +1,17 @@
 """Linear CKA: how alike two sets of features of the same units are, up to rotation and scale.
 
 Holds: ``hsic_sums``, ``cka_from_sums``, ``cka_interval``.
-May import: torch, scipy, jaxtyping, ``secant.errors``.
+May import: torch, jaxtyping, ``secant.errors``, ``secant.gauges``.
 """
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float64
-from scipy.stats import t as student
 from torch import Tensor
 
 from secant.errors import InputError
+from secant.gauges.interval import jackknife_interval
 
 FEWEST_ROWS = 4
 """Rows that the unbiased estimate needs: it divides by n - 3."""
@@ -69,12 +69,9 @@ def cka_interval(
 
     The jackknife over groups of whole units with a Student quantile, groups less one.
     """
-    groups = len(sums)
-    keep = 1 - torch.eye(groups, dtype=torch.float64)
+    keep = 1 - torch.eye(len(sums), dtype=torch.float64)
     values, left_out = cka_from_sums(sums.sum(0)), cka_from_sums(keep @ sums)
     if others is not None:
         values = values - cka_from_sums(others.sum(0))
         left_out = left_out - cka_from_sums(keep @ others)
-    spread = float(((groups - 1) / groups * (left_out - left_out.mean()).square().sum()).sqrt())
-    reach = float(student.ppf((1 + level) / 2, groups - 1)) * spread
-    return float(values) - reach, float(values) + reach
+    return jackknife_interval(float(values), left_out, level)

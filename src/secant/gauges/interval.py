@@ -1,7 +1,7 @@
 """Confidence intervals for a held-out R2 and for a difference, from sums over groups of units.
 
-Holds: ``ratio_interval``, ``difference_interval``, and the numbers of folds, groups and units they
-were checked with.
+Holds: ``ratio_interval``, ``difference_interval``, ``jackknife_interval``, and the numbers of
+folds, groups and units they were checked with.
 May import: torch, numpy, scipy, jaxtyping, ``secant.errors``.
 """
 
@@ -39,6 +39,20 @@ def few_units(units: int) -> list[str]:
         f"Few units: {units}. At least {FEWEST_UNITS} are wanted: with fewer, the intervals "
         "cover the truth less often than 95 %. Give more documents, images or rows."
     ]
+
+
+def jackknife_interval(
+    value: float, left_out: Float64[Tensor, " groups"], level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of any smooth statistic from its values with one group of units left out each.
+
+    The jackknife over groups with a Student quantile, groups less one; nan where a value is not
+    finite.
+    """
+    groups = len(left_out)
+    spread = float(((groups - 1) / groups * (left_out - left_out.mean()).square().sum()).sqrt())
+    reach = float(student.ppf((1 + level) / 2, groups - 1)) * spread
+    return value - reach, value + reach
 
 
 def ratio_interval(residual: Tensor, total: Tensor, level: float = 0.95) -> tuple[float, float]:

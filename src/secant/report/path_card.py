@@ -87,6 +87,13 @@ def _sentences(model: Model) -> str:
         elif (gauge, variant) == ("tangent", "explained"):
             told = f"The first order explains {shown(one)} of the outputs' change"
             items.append(f"{told}{_beside(one)}.")
+        elif (gauge, variant) == ("kernel", "drift"):
+            told = f"The kernel turned by {shown(one)}{_beside(one)}"
+            items.append(f"{told}; 0 is the first model's up to scale, 1 shares nothing with it.")
+        elif gauge == "kernel":
+            end = variant.removeprefix("alignment ").upper()
+            told = f"Alignment of {end}'s kernel with the labels"
+            items.append(f"{told}: {shown(one)}{_beside(one)}.")
         elif gauge == "disentanglement":
             told = f"Adding the other's task vector changes the class of {shown(one)} of the units"
             items.append(f"{variant}: {told}{_beside(one)}.")

@@ -102,7 +102,7 @@ def path_table(report: ModelReport, along: Sequence[Reading]) -> Table:
 
 
 def sentences(readings: Sequence[Reading]) -> list[str]:
-    """Barrier, displacement and first order, a line each."""
+    """Barrier, displacement, first order and kernel, a line each."""
     lines = []
     for one in readings:
         beside = _random(one)
@@ -119,6 +119,11 @@ def sentences(readings: Sequence[Reading]) -> list[str]:
             lines.append(f"The weights lie {shown(one)} of their own norm apart{new}.")
         elif (one.gauge, one.variant) == ("tangent", "explained"):
             lines.append(f"The first order explains {shown(one)} of the outputs' change{control}.")
+        elif (one.gauge, one.variant) == ("kernel", "drift"):
+            lines.append(f"The kernel turned by {shown(one)}{control}; 0 is not at all, 1 wholly.")
+        elif one.gauge == "kernel":
+            end = one.variant.removeprefix("alignment ").upper()
+            lines.append(f"Alignment of {end}'s kernel with the labels: {shown(one)}{control}.")
     return lines
 
 

@@ -1,6 +1,6 @@
 """How far the first order carries: the tangent, and sums of steps, in weight space.
 
-Holds: ``first_order``, ``additivity``.
+Holds: ``first_order``, ``additivity``; ``Sample``, the units that they are measured on.
 May import: torch, ``secant.gauges``, ``secant.load``, ``secant.maps``, ``secant.curves``,
 ``secant.experiments``, ``secant.readings``, ``secant.trials``, ``secant.uses`` (pairs, scores).
 """
@@ -37,7 +37,7 @@ UNITS = 64
 Tell = Callable[[int, int], None]
 
 
-class _Sample:
+class Sample:
     """A model in float64, and the weights map on each batch of a bounded sample of the data."""
 
     def __init__(self, model: nn.Module, feed: Feed, seed: int, batch_size: int) -> None:
@@ -46,7 +46,7 @@ class _Sample:
         members = draw_sample(feed, Design(units=UNITS, batch_size=batch_size, seed=seed))
         members.sort(key=lambda member: (member.group, feed.lengths[member.unit], member.code))
         self.groups = 1 + members[-1].group
-        self.units = len(members)
+        self.members, self.units = members, len(members)
         self.batches = [
             Batch(group, tuple(units[start : start + batch_size]))
             for group, own in groupby(members, key=lambda member: member.group)
@@ -115,7 +115,7 @@ def first_order(
     Cost: a derivative and six evaluations of the sample, twice with the control. Memory: A in
     float64 and four vectors of its weights.
     """
-    sample = _Sample(a, feed, seed, batch_size)
+    sample = Sample(a, feed, seed, batch_size)
     line = line_between(a, b, sample.model)
     lines = [line, random_line(line, seed)] if has_controls else [line]
     found: list[list[Reading]] = []
@@ -177,7 +177,7 @@ def additivity(
     ρ = 1 adds both whole. Control `random`: two steps as long in every tensor, anywhere. In
     float64 on a sample. Cost: ten evaluations of the sample, twice with the control.
     """
-    sample = _Sample(base, feed, seed, batch_size)
+    sample = Sample(base, feed, seed, batch_size)
     to_a, to_b = (line_between(base, one, sample.model) for one in (a, b))
     pairs = [(to_a, to_b)]
     if has_controls:

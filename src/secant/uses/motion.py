@@ -1,6 +1,7 @@
 """How far a model is from where it started: in its weights, to first order, and in its kernel.
 
-Holds: ``Motion``; ``kernel_drift`` and ``kernel_alignment``, on kernels; ``displacements``.
+Holds: ``Motion``; ``kernel_drift`` and ``kernel_alignment``, on kernels; ``displacements``;
+``sketched``, outputs of which there are too many, ``in_rows``.
 May import: torch, ``secant.errors``, ``secant.gauges.tangent``, ``secant.maps``,
 ``secant.readings``, ``secant.uses.kernel``.
 
@@ -116,9 +117,11 @@ class Motion:
         with self._apart():
             self.twin = prepared_copy(model, self.dtype)
             with torch.no_grad():
-                self.outputs_each = _in_rows(outputs(run(self.twin, self.batch))).shape[1]
+                self.outputs_each = in_rows(outputs(run(self.twin, self.batch))).shape[1]
             self.is_sketched = self.outputs_each > MOST_OUTPUTS
-            reader = self._sketch(outputs, draw) if self.is_sketched else outputs
+            reader = outputs
+            if self.is_sketched:
+                reader = sketched(outputs, self.outputs_each, draw)
             self.map = WeightsMap(
                 self.twin, lambda: run(self.twin, self.batch), tuple(names), reader
             )
@@ -179,19 +182,6 @@ class Motion:
             self.twin, self.batch, outputs=self.map.outputs, parameters=self.map.names
         ).to("cpu", torch.float64)
 
-    def _sketch(
-        self, outputs: Callable[[Any], Tensor], draw: torch.Generator
-    ) -> Callable[[Any], Tensor]:
-        place = torch.randint(MOST_OUTPUTS, (self.outputs_each,), generator=draw).to(self.device)
-        sign = torch.randint(2, (self.outputs_each,), generator=draw) * 2 - 1
-        sign = sign.to(self.device, self.dtype)
-
-        def sketched(output: Any) -> Tensor:
-            values = _in_rows(outputs(output))
-            return values.new_zeros(len(values), MOST_OUTPUTS).index_add(1, place, values * sign)
-
-        return sketched
-
     @contextmanager
     def _apart(self) -> Iterator[None]:
         """Random states put back afterwards, and no autocast within."""
@@ -200,9 +190,24 @@ class Motion:
             yield
 
 
-def _in_rows(values: Tensor) -> Tensor:
+def in_rows(values: Tensor) -> Tensor:
     """The outputs as (n, c)."""
     return values.flatten(1) if values.ndim > 1 else values[:, None]
+
+
+def sketched(
+    outputs: Callable[[Any], Tensor], outputs_each: int, draw: torch.Generator
+) -> Callable[[Any], Tensor]:
+    """`outputs`, of which a row has `outputs_each`, sketched into `MOST_OUTPUTS` (see `Motion`)."""
+    place = torch.randint(MOST_OUTPUTS, (outputs_each,), generator=draw)
+    sign = torch.randint(2, (outputs_each,), generator=draw) * 2 - 1
+
+    def reader(output: Any) -> Tensor:
+        values = in_rows(outputs(output))
+        empty = values.new_zeros(len(values), MOST_OUTPUTS)
+        return empty.index_add(1, place.to(values.device), values * sign.to(values))
+
+    return reader
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
@@ -230,7 +235,7 @@ def _targets(labels: Tensor, count: int, rows: Tensor) -> Float64[Tensor, "n k"]
         )
     chosen = labels.detach().cpu()[rows]
     if chosen.is_floating_point():
-        return _in_rows(chosen).double()
+        return in_rows(chosen).double()
     if chosen.ndim != 1 or int(chosen.min()) < 0:
         raise InputError(
             f"labels of whole numbers must be classes 0, 1, …, one a row; got shape "

@@ -30,6 +30,7 @@ from secant.readings import ModelReport, Reading, Report, hardware, writable
 from secant.surveys import versions
 from secant.uses.align import align as matched
 from secant.uses.first_order import additivity, first_order
+from secant.uses.kernel_readings import kernel_readings
 from secant.uses.pairs import MOST_NAMED, check_pair, displacement, pair_notes, random_line
 from secant.uses.similarity import similarity
 from secant.uses.task_vectors import task_vectors
@@ -69,7 +70,8 @@ def compare(
     Readings have the variable `weights`: `displacement` of every tensor; with labels, or a model
     that predicts the next token, `loss` and `accuracy` along w(t) = (1-t) a + t b and the
     `barrier`, max over t of L(t) - (1-t) L(0) - t L(1); `chord` of the outputs along the same
-    line; `tangent` of A's outputs along b - a, and the share of the change that it explains; `cka`,
+    line; `tangent` of A's outputs along b - a, and the share of the change that it explains;
+    `kernel`, how far the tangent kernel turns and how it fits the labels at both ends; `cka`,
     how alike the features of their blocks are, whose variable is `features`. Each has a 95 %
     interval over groups of units where it rests on data, and stands beside a step as long in every
     tensor that goes anywhere (`random`), displacement and `cka` beside new weights (`fresh`).
@@ -95,7 +97,9 @@ def compare(
     for labels without classes; for fewer units than fill three groups; for `align` with a base,
     or of a model that cannot be exported.
 
-    Cost: `steps` + 1 forwards of the data and some ten of a sample, twice with controls.
+    Cost: `steps` + 1 forwards of the data and some ten of a sample, twice with controls; for each
+    kernel, two or with controls three, a forward and up to 16 backwards of at most 64 units in
+    float64.
     """
     if steps < 2:
         raise InputError(f"compare: a path needs at least 2 steps; got {steps}. Take 10.")
@@ -130,6 +134,10 @@ def compare(
         readings += first_order(
             first.model, second.model, feed, seed=seed, batch_size=batch_size,
             has_controls=has_controls, tell=tell("first order"),
+        )  # fmt: skip
+        readings += kernel_readings(
+            first.model, second.model, feed, None if walker.task is None else walker.task.labels,
+            seed=seed, has_controls=has_controls, tell=tell("kernel"),
         )  # fmt: skip
         for one in bases:
             readings += additivity(

@@ -2,7 +2,7 @@
 
 Holds: ``Stop``, ``Walker``, ``Walk``; ``loss_readings``, ``barrier_readings``, ``barrier``,
 ``chord_readings``; ``mean_of``, ``warned``, ``samples_of``, ``length_of``.
-May import: torch, scipy, ``secant.errors``, ``secant.gauges``, ``secant.load``, ``secant.maps``,
+May import: torch, ``secant.errors``, ``secant.gauges``, ``secant.load``, ``secant.maps``,
 ``secant.curves``, ``secant.readings``, ``secant.uses`` (anatomy, channels, pairs, scores).
 """
 
@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor, nn
 
 from secant.curves import Point, SiteSums, readings_of
 from secant.errors import InputError
 from secant.experiments import NOISE_ULPS
 from secant.gauges.chord import chord_sums
-from secant.gauges.interval import GROUPS
+from secant.gauges.interval import GROUPS, jackknife_interval
 from secant.load.feed import Feed
 from secant.maps.calls import first_tensor
 from secant.maps.derivatives import prepared_copy
@@ -282,14 +281,12 @@ def barrier(
     value = number(float(above.max()))
     if value is None or not bool(torch.isfinite(above).all()):
         return {"value": None, "interval": None, "worst_t": None}
-    groups = len(counts)
-    others = 1 - torch.eye(groups, dtype=torch.float64)
+    others = 1 - torch.eye(len(counts), dtype=torch.float64)
     left_out = torch.stack(
         [excess(sums * keep, ends * keep, counts * keep, ts).max() for keep in others.unbind()]
     )
-    spread = float(((groups - 1) / groups * (left_out - left_out.mean()).square().sum()).sqrt())
-    reach = float(student.ppf((1 + level) / 2, groups - 1)) * spread
-    interval = interval_of((max(value - reach, 0.0), value + reach))
+    low, high = jackknife_interval(value, left_out, level)
+    interval = interval_of((max(low, 0.0), high))
     return {"value": value, "interval": interval, "worst_t": float(ts[above.argmax()])}
 
 
