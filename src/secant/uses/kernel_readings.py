@@ -169,7 +169,7 @@ def _reader(
         batch = batch | {MASK: mask}
     read = _Read(sample.model, feed)
     with torch.no_grad():
-        width = in_rows(run(read, part_of(batch, 0, 1))).shape[1]
+        width = in_rows(run(read, part_of(batch, 0, 2))).shape[1]
     outputs: Callable[[Any], Tensor] = in_rows
     if width > MOST_OUTPUTS:
         outputs = sketched(in_rows, width, torch.Generator().manual_seed(seed))
