@@ -9,7 +9,7 @@ import sys
 
 
 def measure(model: str, texts: str, units: int) -> None:
-    from secant.surveys import survey
+    from secant.uses.survey import survey
 
     survey([model], texts, rows=units, has_controls=False)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -96,9 +96,9 @@ def test_imports_point_down(file):
     [
         ("errors.py", "import secant.engine.plan"),
         ("engine/plan.py", "from secant.maps.sites import find_sites"),
-        ("maps/sites.py", "def f():\n    from secant.surveys import survey"),
+        ("maps/sites.py", "def f():\n    from secant.surveys import survey_model"),
         ("gauges/fit.py", "from secant import readings"),
-        ("gauges/fit.py", "from ..surveys import survey"),
+        ("gauges/fit.py", "from ..surveys import survey_model"),
         ("surveys.py", "from secant.report.html import render_html"),
         ("report/html.py", "import secant.cli"),
         ("maps/sites.py", "import secant"),

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from secant.readings import Reading as Reading
     from secant.readings import Report as Report
     from secant.segments import pieces as pieces
-    from secant.surveys import survey as survey
     from secant.uses.align import Alignment as Alignment
     from secant.uses.align import align as align
     from secant.uses.anatomy import Anatomy as Anatomy
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from secant.uses.merge import merge as merge
     from secant.uses.merge import merge_file as merge_file
     from secant.uses.paths import compare as compare
+    from secant.uses.survey import survey as survey
     from secant.uses.tangent_fit import fit_tangent as fit_tangent
     from secant.uses.track import Tracker as Tracker
     from secant.uses.tune import tune as tune
@@ -62,7 +62,7 @@ _HOME = {
     "merge_file": "secant.uses.merge",
     "pieces": "secant.segments",
     "sketch_kernel": "secant.uses.kernel_sketch",
-    "survey": "secant.surveys",
+    "survey": "secant.uses.survey",
     "tune": "secant.uses.tune",
 }
 

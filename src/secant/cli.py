@@ -94,10 +94,17 @@ def report(
     column: Annotated[
         str, typer.Option(help="Text column of the records, or array of several.")
     ] = "text",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="What MODELS were trained from, as MODELS are named; for a factory, its file of "
+            "weights. Adds what lies between the two, as `secant compare BASE MODEL` reads it."
+        ),
+    ] = None,
     site: Annotated[list[str] | None, typer.Option(help="Site or glob; may repeat.")] = None,
     gauge: Annotated[
         list[str] | None,
-        typer.Option(help="fit, chord, tangent, sum, homogeneity or pieces; all if none."),
+        typer.Option(help="fit, chord, tangent, sum, homogeneity, pieces or kernel; all if none."),
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Use the first ROWS units.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Units a forward pass.")] = 32,
@@ -155,15 +162,16 @@ def report(
     from secant.load.demo import DEMOS
     from secant.load.options import LoadOptions
     from secant.report.terminal import render_terminal
-    from secant.surveys import survey
+    from secant.uses.survey import survey
 
     loading = LoadOptions(weights, call, label_column, trust_remote_code, device, dtype)
     try:
         with progress_bars() as progress:
             found = survey(
-                models or [f"demo:{name}" for name in DEMOS], data, column=column,
-                loading=loading, sites=site, gauges=gauge, rows=rows, batch_size=batch_size,
-                seed=seed, has_controls=controls, progress=progress, out=out, resume=resume,
+                models or [f"demo:{name}" for name in DEMOS], data, base=base,
+                column=column, loading=loading, sites=site, gauges=gauge, rows=rows,
+                batch_size=batch_size, seed=seed, has_controls=controls, progress=progress,
+                out=out, resume=resume,
             )  # fmt: skip
     except KeyboardInterrupt:
         typer.echo("secant: stopped. The same command with --resume goes on.", err=True)

@@ -2,7 +2,7 @@
 
 Holds: ``diff``, its result ``Comparison`` of ``Difference``, and ``paired``. Named apart from
 the function, which a submodule of one name would hide as ``secant.diff``.
-May import: torch, ``secant.errors``, ``secant.gauges.interval``, ``secant.readings``.
+May import: torch, jaxtyping, ``secant.errors``, ``secant.gauges.interval``, ``secant.readings``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from secant.errors import InputError
-from secant.gauges.interval import difference_interval
+from secant.gauges.interval import difference_interval, jackknife_interval
 from secant.readings import ModelReport, Reading, Report
 
 PLACES = ("t", "rho", "scale", "direction")
@@ -97,9 +99,18 @@ def paired(
 
     Both hold per-group sums under the same two names, as readings do in `details`:
     `residual_by_group` and `total_by_group` for an R², `gap_by_group` and `length_by_group` for a
-    root ratio. None where either lacks them, they are over different groups, or no difference
-    exists; the caller vouches that group g holds the same units in both. Cost: nothing to speak of.
+    root ratio; or, where the reading is no ratio of sums, its value `of_all_groups` and those
+    `without_each_group`. None where either lacks them, they are over different groups, or no
+    difference exists; the caller vouches that group g holds the same units in both. Cost: nothing
+    to speak of.
     """
+    one, other = _left_out(reading_sums), _left_out(control_sums)
+    if one is not None and other is not None and len(one) == len(other):
+        value, *others = (one - other).tolist()
+        ends = jackknife_interval(value, torch.tensor(others, dtype=torch.float64))
+        if math.isnan(value):
+            return None
+        return {"value": value, "interval": ends if math.isfinite(ends[0]) else None}
     for names, is_root in KINDS.items():
         lists = [sums.get(name) for sums in (reading_sums, control_sums) for name in names]
         if not all(_is_sums(one) for one in lists) or len({len(one) for one in lists if one}) != 1:
@@ -252,6 +263,14 @@ def _unpaired(a: Reading, b: Reading) -> tuple[float, float] | None:
     down = math.hypot(b.value - b.interval[0], a.interval[1] - a.value)
     up = math.hypot(b.interval[1] - b.value, a.value - a.interval[0])
     return value - down, value + up
+
+
+def _left_out(sums: Mapping[str, Any]) -> Float64[Tensor, " groups_and_1"] | None:
+    """A reading's value and its values with each group left out, nan where one does not exist."""
+    if not {"of_all_groups", "without_each_group"} <= sums.keys():
+        return None
+    values = [sums["of_all_groups"], *sums["without_each_group"]]
+    return torch.tensor([math.nan if one is None else one for one in values], dtype=torch.float64)
 
 
 def _is_sums(values: Any) -> bool:

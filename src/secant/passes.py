@@ -1,6 +1,6 @@
 """Everything that a survey reads of one set of weights: its fits, its curves, its pieces.
 
-Holds: ``Settings``, ``Part``, ``Found``, ``Passes``, ``GAUGES``.
+Holds: ``Settings``, ``Part``, ``Found``, ``Extra``, ``Passes``, ``GAUGES``.
 May import: torch, ``secant.errors``, ``secant.engine``, ``secant.load``, ``secant.maps``,
 ``secant.observe``, ``secant.site_sums``, ``secant.fit_readings``, ``secant.experiments``,
 ``secant.segments``, ``secant.readings``, ``secant.records``.
@@ -28,7 +28,9 @@ from secant.site_sums import results_of
 from secant.trials import Design, draw_sample
 
 Progress = Callable[[str, int, int], None]
-GAUGES = ("fit", *CURVES, "pieces")
+Tell = Callable[[int, int], None]
+GAUGES = ("fit", *CURVES, "pieces", "kernel")
+"""All that a survey may be asked for; readers of the kernel are handed in by a layer above."""
 PAIRS = 5
 """Pairs of inputs between which pieces are counted."""
 MOST_KINKS = 20_000
@@ -78,6 +80,20 @@ class Found(NamedTuple):
     cost: dict[str, float]
 
 
+class Extra(NamedTuple):
+    """Readings of a layer above, taken of every set of weights as the survey's own are.
+
+    `gauge` is one of `GAUGES`. `read` takes the model, which need not be the feed's, the seed and
+    what to tell of progress. Where it raises `InputError` the report says why it has none; data
+    that does not suit it needs no word unless the gauge was named.
+    """
+
+    name: str
+    gauge: str
+    read: Callable[[nn.Module, Feed, int, Tell], list[Reading]]
+    suits: Callable[[Feed], bool]
+
+
 class Passes:
     """One model's evaluations, kept as they go if there is a checkpoint."""
 
@@ -89,7 +105,9 @@ class Passes:
         progress: Progress,
         checkpoint: Checkpoint | None,
         place: int,
+        extras: Sequence[Extra] = (),
     ) -> None:
+        self.extras = extras
         self.feed, self.sites, self.settings = feed, sites, settings
         self.progress, self.checkpoint, self.place = progress, checkpoint, place
 
@@ -101,11 +119,14 @@ class Passes:
         others: list[Reading] = []
         notes: dict[str, str] = {}
         cost: dict[str, float] = {}
-        for names, name, read in (
-            (CURVES, "curves", self._curves),
-            (("pieces",), "pieces", self._pieces),
-        ):
-            if not self.settings.wants(*names) or (name == "pieces" and self._needs_no_word()):
+        for names, name, suits, read in (
+            (CURVES, "curves", True, self._curves),
+            (("pieces",), "pieces", self.feed.units.tensor is not None, self._pieces),
+            *(((one.gauge,), one.name, one.suits(self.feed), self._extra(one))
+              for one in self.extras),
+        ):  # fmt: skip
+            # What nobody could expect of this data and did not name needs no word.
+            if not self.settings.wants(*names) or (self.settings.gauges is None and not suits):
                 continue
             try:
                 part = self._kept(name, read, model, what)
@@ -160,9 +181,12 @@ class Passes:
         progress(pairs, pairs)
         return Part(readings)
 
-    def _needs_no_word(self) -> bool:
-        """Whether nobody could expect pieces: the data is no tensor and they were not named."""
-        return self.settings.gauges is None and self.feed.units.tensor is None
+    def _extra(self, extra: Extra) -> Callable[[nn.Module, str], Part]:
+        def read(model: nn.Module, what: str) -> Part:
+            progress = self._progress(what, extra.name)
+            return Part(extra.read(model, self.feed, self.settings.seed, progress))
+
+        return read
 
     def _progress(self, what: str, gauge: str) -> Callable[[int, int], None]:
         label = f"{self.feed.loaded.name} ({what} weights, {gauge})"

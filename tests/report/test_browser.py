@@ -13,7 +13,7 @@ import pytest
 from curve_cases import with_curves
 
 from secant.report.html import render_html
-from secant.surveys import survey
+from secant.uses.survey import survey
 
 BROWSER = shutil.which("chromium")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr")

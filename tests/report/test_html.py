@@ -220,7 +220,27 @@ def test_every_curve_is_drawn_and_its_words_are_told(curved):
         assert figure.count('<svg class="plot') == 1
     for name, words in PLOT_WORDS.values():
         told = page.count(f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>")
-        assert told == (name != "With context")
+        assert told == (name not in ("With context", "Steps in the weights", "Kernel and labels"))
+
+
+def test_steps_and_kernels_of_the_weights_are_told(curved):
+    model = curved["models"][0]
+    of_inputs = [one for one in model["readings"]
+                 if (one["variable"], one["gauge"]) == ("inputs", "tangent")]  # fmt: skip
+    fresh = {"value": 0.25, "interval": [0.125, 0.375]}
+    kernel = {
+        "variable": "weights", "site": "(model)", "gauge": "kernel", "variant": "alignment",
+        "value": 0.5, "interval": [0.375, 0.625], "controls": {"fresh": fresh}, "details": {},
+    }  # fmt: skip
+    moved = [one | {"variable": "weights"} for one in of_inputs]
+    page = text_of({**curved, "models": [{**model, "readings": [*moved, kernel]}]})
+    assert "<dt>Steps in the weights</dt>" in page
+    assert "<dt>Kernel and labels</dt>" in page
+    assert "step ρ, in norms of each tensor of weights" in page
+    assert "Linear in weights? For which" in page
+    assert "0.500 [0.375, 0.625] (fresh weights 0.250 [0.125, 0.375])." in page
+    figure = figure_of(page, "<h3>Kernel and labels (weights)")
+    assert "Alignment 0.500 [0.375, 0.625]; fresh weights 0.250 [0.125, 0.375]." in figure
 
 
 def test_words_are_said_once_and_only_of_what_is_drawn():

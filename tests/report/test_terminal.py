@@ -87,3 +87,22 @@ def test_a_radius_stands_over_its_bounds(value, details, shown):
     over = f"0.500 0.875 n/a {shown[0]} 0.700 0.700 0.111"
     assert " ".join(first.split()[1:]) == over
     assert " ".join(second.split()[1:]) == " ".join(["±0.250", "±0.375", *shown[1:]])
+
+
+def test_what_is_read_in_weights_is_a_sentence_each():
+    control = {"value": 0.7, "interval": (0.1, 0.9), "censored": None}
+    longer = {"value": None, "interval": None, "censored": "past the grid"}
+    steps = {"direction": "random", "censored": None, "lower": 0.1, "upper": 0.5}
+    controls = {"fresh": control, "shuffled": longer}
+    held = {"variable": "weights", "site": "(model)", "controls": controls}
+    text = printed(
+        reading("tangent", "radius", 0.25, details=steps, **held),
+        reading("kernel", "alignment", 0.5, **held),
+    )
+    words = " ".join(text.split())
+    assert "random steps up to 0.250 [0.000, 0.375] of every tensor's norm" in words
+    assert "(fresh 0.700, shuffled longer)." in words
+    assert "classes: 0.500 [0.250, 0.625] (fresh 0.700, shuffled n/a)." in words
+    past = steps | {"censored": "past the grid", "lower": 1.0, "upper": None}
+    text = printed(reading("tangent", "radius", None, **{**held, "controls": {}, "details": past}))
+    assert "steps up to 1 of every tensor's norm and beyond." in " ".join(text.split())

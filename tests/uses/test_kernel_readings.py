@@ -21,8 +21,9 @@ import secant
 from secant.load.data import load_data
 from secant.load.feed import Feed
 from secant.load.models import load_model
+from secant.trials import Design, draw_sample
 from secant.uses import kernel_readings as module
-from secant.uses.kernel_readings import kernel_readings, without_each
+from secant.uses.kernel_readings import kernel_readings, reading_of, without_each
 from secant.uses.motion import MOST_OUTPUTS, kernel_alignment
 from toy_tokens import Digits
 
@@ -177,7 +178,11 @@ def test_text_counts_where_it_is_and_padding_does_not(monkeypatch):
     texts = [f"{seed * 7919 % 100000:0{3 + seed % 4}d}" for seed in range(UNITS)]
     a, b = Squares(0), Squares(1)
     (one,) = read(a, b, texts, tokenizer=Digits()).values()
-    assert one.samples == {"units": UNITS}
+    loaded = replace(load_model(a), tokenizer=Digits())
+    feed = Feed(loaded, load_data(texts), groups=10, batch_size=16, seed=0)
+    texts = [texts[member.unit] for member in draw_sample(feed, Design())]
+    assert one.samples == {"units": len(texts)}
+    assert len(texts) > UNITS - 5, "a group of two units is left out"
     assert not one.details["is_sketched"]
     grams = []
     for model in (a, b):
@@ -210,11 +215,14 @@ def test_intervals_cover(is_heavy):
         x += 0.5
         targets = functional.one_hot((x @ side > 0).long(), 2).double()
         one, other = x @ x.T, (x @ mix) @ (x @ mix).T
-        found["drift"].append(without_each(partial(module._drift, one, other), groups))
-        found["alignment"].append(without_each(partial(module._alignment, one, targets), groups))
+        for name, statistic in (
+            ("drift", partial(module._drift, one, other)),
+            ("alignment", partial(module.alignment, one, targets)),
+        ):
+            found[name].append(reading_of(name, statistic, groups, {}))
     for name, every in found.items():
         truth = sum(one.value for one in every) / len(every)
-        held = [one.held()["interval"] for one in every]
+        held = [one.interval for one in every]
         share = sum(low <= truth <= high for low, high in held) / len(held)
         assert 0.92 <= share <= 0.98, (name, share)
 
@@ -224,12 +232,12 @@ def test_a_group_is_left_out_with_its_rows_and_columns(x, labels):
     rows = torch.randn(9, 4, generator=draw, dtype=torch.float64)
     gram, targets = rows @ rows.T, functional.one_hot(labels[:9]).double()
     groups = torch.tensor([0, 0, 0, 2, 2, 5, 5, 5, 5])
-    found = without_each(partial(module._alignment, gram, targets), groups)
-    assert found.value == kernel_alignment(gram, targets)
+    value, left_out = without_each(partial(module.alignment, gram, targets), groups)
+    assert value == kernel_alignment(gram, targets)
     for place, kept in enumerate(([3, 4, 5, 6, 7, 8], [0, 1, 2, 5, 6, 7, 8], [0, 1, 2, 3, 4])):
         part = rows[kept] @ rows[kept].T
         expected = kernel_alignment(part, targets[kept])
-        assert found.left_out[place] == pytest.approx(expected, rel=1e-12)
+        assert left_out[place] == pytest.approx(expected, rel=1e-12)
 
 
 # What does not exist -----------------------------------------------------------------------

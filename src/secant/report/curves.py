@@ -1,6 +1,6 @@
 """Curves against t and ρ, the radius by site, and pieces along a line.
 
-Holds: ``curve_plots``, ``Family``, ``families``, ``radii_of``.
+Holds: ``curve_plots``, ``Family``, ``families``, ``radii_of``, ``LENGTHS``.
 May import: the standard library, ``secant.report.charts``, ``secant.report.fields``,
 ``secant.report.profiles``.
 """
@@ -32,6 +32,11 @@ CURVES = ("chord", "tangent", "sum", "homogeneity")
 HIGHLIGHTS = ("--c1", "--c2", "--c3")
 CONTROLS = (("shuffled", "shuffled weights", "dotted"), ("fresh", "fresh weights", "dashed"))
 TICKS = (0.0, 0.1, 0.5, 1.0, 2.0)
+LENGTHS = {
+    "inputs": "median distances between two points",
+    "weights": "norms of each tensor of weights",
+}
+"""What ρ = 1 is, by variable; in features as in inputs."""
 TOP = 4.0
 """No curve is drawn higher: an error of four times the change says no more than an arrow does."""
 
@@ -113,8 +118,9 @@ def curve_plots(model: Model, models: list[Model]) -> str:
                 f"<details><summary>{escape(_title(of_variant['raw']))}, the residual path "
                 f"counted (raw)</summary>{inner}</details>"
             )
-    strips = [_pieces(one) for one in readings_of(model) if one.get("gauge") == "pieces"]
-    body = "".join(parts) + "".join(strips)
+    for gauge, draw in (("pieces", _pieces), ("kernel", _kernel)):
+        parts += [draw(one) for one in readings_of(model) if one.get("gauge") == gauge]
+    body = "".join(parts)
     return f'<div class="plots">{body}</div>' if body else ""
 
 
@@ -169,9 +175,9 @@ def _family(model: Model, family: Family, tops: dict[tuple[str, str, str], float
 
 
 def _foot(family: Family) -> str:
-    return (
-        "step ρ, in median distances between two points" if family.is_log else "t, along the chord"
-    )
+    if not family.is_log:
+        return "t, along the chord"
+    return f"step ρ, in {LENGTHS.get(family.variable, LENGTHS['inputs'])}"
 
 
 def _across(family: Family, at: float) -> float:
@@ -291,9 +297,7 @@ def _radius_note(family: Family, radii: dict[str, Reading]) -> str:
     ((_, one),) = list(radii.items())[:1]
     parts = [f"Radius, where the curve passes {number(_threshold(radii), 2)}: "
              f"{shown(one)}"]  # fmt: skip
-    for control, label, _ in CONTROLS[::-1]:
-        if control in (one.get("controls") or {}):
-            parts.append(f"{label} {shown(control_of(one, control))}")
+    parts += _beside(one)
     return f'<p class="figure">{escape("; ".join(parts))}.</p>'
 
 
@@ -336,6 +340,27 @@ def _radius_profile(family: Family, radii: dict[str, Reading]) -> str:
     return figure(title, series, axis, foot, ticks=ticks)
 
 
+# Kernel ------------------------------------------------------------------------------------
+
+
+def _kernel(reading: Reading) -> str:
+    """The kernel's alignment with the labels in words: three numbers need no plot."""
+    facts = [f"{text_at(reading, 'variant').capitalize()} {shown(reading)}", *_beside(reading)]
+    return (
+        f"<figure><h3>Kernel and labels ({escape(text_at(reading, 'variable'))})</h3><figcaption>"
+        f'<p class="figure">{escape("; ".join(facts))}.</p></figcaption></figure>'
+    )
+
+
+def _beside(reading: Reading) -> list[str]:
+    """What each control reads, in words."""
+    return [
+        f"{label} {shown(control_of(reading, control))}"
+        for control, label, _ in CONTROLS[::-1]
+        if control in (reading.get("controls") or {})
+    ]
+
+
 # Pieces ------------------------------------------------------------------------------------
 
 
@@ -349,9 +374,7 @@ def _pieces(reading: Reading) -> str:
     pairs = (reading.get("samples") or {}).get("pairs")
     facts = [f"{len(breaks) + 1} piece{'s' if breaks else ''} on the line drawn"]
     facts.append(f"mean {shown(reading)}" + ("" if pairs is None else f" over {pairs} lines"))
-    for control, label, _ in CONTROLS[::-1]:
-        if control in (reading.get("controls") or {}):
-            facts.append(f"{label} {shown(control_of(reading, control))}")
+    facts += _beside(reading)
     units = details.get("units")
     if units is not None:
         facts.append(f"{units} units that can bend")

@@ -41,5 +41,6 @@ def _kinds(model: Model) -> set[str]:
         kinds |= {family.gauge, "curves"}
         kinds |= {f"{family.variant} curve", f"{family.direction} steps"}
         kinds |= {"radius"} if radii_of(model, family) else set()
-    kinds |= {"pieces"} & {str(one.get("gauge")) for one in readings_of(model)}
+        kinds |= {"weights steps"} if family.variable == "weights" else set()
+    kinds |= {"pieces", "kernel"} & {str(one.get("gauge")) for one in readings_of(model)}
     return kinds | {"marks"} if kinds else kinds

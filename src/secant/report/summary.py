@@ -8,7 +8,7 @@ May import: the standard library, ``secant.report.charts``, ``secant.report.curv
 from __future__ import annotations
 
 from secant.report.charts import escape, number
-from secant.report.curves import Family, families, radii_of
+from secant.report.curves import LENGTHS, Family, families, radii_of
 from secant.report.fields import (
     Model,
     Reading,
@@ -20,6 +20,7 @@ from secant.report.fields import (
     finite,
     fits_of,
     interval_of,
+    readings_of,
     shown,
     text_at,
     variables_of,
@@ -39,7 +40,7 @@ def summary(models: list[Model]) -> str:
     asked: dict[str, dict[str, list[str]]] = {}
     for model in models:
         name = f"<strong>{escape(text_at(model, 'name'))}</strong>"
-        for answers in (_fits, _against_fresh, _chord, _tangent):
+        for answers in (_fits, _against_fresh, _chord, _tangent, _tangent_in_weights, _kernel):
             for question, answer in answers(model):
                 asked.setdefault(question, {}).setdefault(answer, []).append(name)
     items = []
@@ -158,7 +159,7 @@ def _overlap_words(found: dict[str, Reading]) -> str:
 
 def _chosen(model: Model, gauge: str) -> Family | None:
     """The curves to speak of: the whole model's before blocks', data steps, beyond before raw."""
-    found = [one for one in families(model) if one.gauge == gauge]
+    found = [one for one in families(model) if one.gauge == gauge and one.variable != "weights"]
     return min(
         found,
         key=lambda one: (
@@ -216,8 +217,18 @@ def _percent(share: float | None, low: float | None = None, high: float | None =
 def _tangent(model: Model) -> Answers:
     """How far the tangent holds: one radius, or the range over sites and the censored ones."""
     family = _chosen(model, "tangent")
-    radii = {} if family is None else radii_of(model, family)
-    if family is None or not radii:
+    return [] if family is None else _reach(model, family)
+
+
+def _tangent_in_weights(model: Model) -> Answers:
+    """How far the weights can move at random while the tangent holds, beside fresh weights."""
+    found = [one for one in families(model) if (one.variable, one.gauge) == ("weights", "tangent")]
+    return _reach(model, found[0]) if found else []
+
+
+def _reach(model: Model, family: Family) -> Answers:
+    radii = radii_of(model, family)
+    if not radii:
         return []
     threshold = finite(details_of(next(iter(radii.values()))).get("threshold"))
     within = "its threshold" if threshold is None else _percent(threshold)
@@ -239,10 +250,22 @@ def _tangent(model: Model) -> Answers:
     if not says:
         return []
     question = (
-        f"{_what(family)} For which {ways} the tangent is right to within {within}, in distances "
-        "between two points"
+        f"{_what(family)} For which {ways} the tangent is right to within {within}, in "
+        f"{LENGTHS.get(family.variable, LENGTHS['inputs'])}"
     )
     return [(question, "; ".join(says) + ".")]
+
+
+def _kernel(model: Model) -> Answers:
+    """The alignment beside that of fresh weights."""
+    question = "Does the tangent kernel know the classes? Its alignment with them"
+    found = []
+    for one in readings_of(model):
+        if (one.get("gauge"), one.get("variant")) == ("kernel", "alignment"):
+            fresh = control_of(one, "fresh")
+            beside = f" (fresh weights {shown(fresh)})" if fresh.get("value") is not None else ""
+            found.append((question, escape(f"{shown(one)}{beside}.")))
+    return found
 
 
 def _inside(radius: Reading, start: float, end: float) -> str:

@@ -1,7 +1,7 @@
 """A report, or two reports compared, as a terminal table.
 
 Holds: ``render_terminal``, ``render_comparison``.
-May import: rich, ``secant.readings``, ``secant.comparisons``, ``secant.report.profiles``.
+May import: rich, ``secant.readings``, ``secant.comparisons``, ``secant.report`` (paths, profiles).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from secant.comparisons import Comparison, Difference
 from secant.readings import ModelReport, Reading
+from secant.report.paths import render_paths
 from secant.report.profiles import common_path
 
 
@@ -75,15 +76,25 @@ def _control_radius(radius: Reading | None, name: str) -> str:
 
 
 def render_terminal(report: ModelReport) -> list[Table | str]:
-    """The fits beside their controls; the curves; the pieces; notes, aloud; the warnings."""
+    """The fits beside their controls; the curves; pieces, weights; notes, aloud; the warnings.
+
+    Of two models compared, what `render_paths` says.
+    """
+    if any(reading.gauge == "displacement" for reading in report.readings):
+        return render_paths(report)
     parts: list[Table | str] = []
     if any(reading.gauge == "fit" for reading in report.readings):
         parts.append(_fits(report))
-    if any(reading.gauge in ("chord", "tangent", "sum") for reading in report.readings):
+    in_points = [one for one in report.readings if one.variable != "weights"]
+    if any(reading.gauge in ("chord", "tangent", "sum") for reading in in_points):
         parts.append(_curves(report))
     for reading in report.readings:
         if reading.gauge == "pieces":
             parts.append(_pieces(reading))
+        if reading.variable == "weights" and reading.variant == "radius":
+            parts.append(_weights_radius(reading))
+        if reading.gauge == "kernel":
+            parts.append(_kernel(reading))
     if {reading.gauge for reading in report.readings} == {"homogeneity"}:
         parts.append("Homogeneity is a curve: see the page, or the JSON.")
     parts += [f"[bold]{escape(note)}[/bold]" for note in report.notes]
@@ -122,6 +133,34 @@ def _pieces(reading: Reading) -> str:
     return (
         f"Affine pieces between two inputs: {reading.value:,.0f}{spread}, the mean of "
         f"{reading.samples['pairs']} pairs{f' ({beside})' if beside else ''}. 1 is affine."
+    )
+
+
+def _weights_radius(reading: Reading) -> str:
+    """How far random steps of the weights may go, beside the controls'."""
+    details, norms = reading.details, "of every tensor's norm"
+    if details["censored"] == "past the grid":
+        reach = f"up to {details['lower']:g} {norms} and beyond"
+    elif details["censored"] is not None:
+        reach = f"not even up to {details['upper']:g} {norms}"
+    else:
+        reach = f"up to {_number(reading.value)}{_span(reading)} {norms}"
+    beside = ", ".join(f"{name} {_control_radius(reading, name)}" for name in reading.controls)
+    told = f" ({beside})" if beside else ""
+    return f"In weights the tangent holds to 10 % for random steps {reach}{told}."
+
+
+def _span(reading: Reading) -> str:
+    return "" if reading.interval is None else " [{:.3f}, {:.3f}]".format(*reading.interval)
+
+
+def _kernel(reading: Reading) -> str:
+    beside = ", ".join(
+        f"{name} {_number(control.get('value'))}" for name, control in reading.controls.items()
+    )
+    told = f"{_number(reading.value)}{_span(reading)}{f' ({beside})' if beside else ''}"
+    return (
+        f"Alignment of the tangent kernel with the classes: {told}. 1: it moves each class as one."
     )
 
 
@@ -182,7 +221,8 @@ def _curves(report: ModelReport) -> Table:
         table.add_column(name, justify="right", overflow="fold")
     found: dict[str, dict[tuple[str, str], Reading]] = {}
     for one in report.readings:
-        if one.gauge == "chord" and one.details.get("t") != 0.5:
+        is_elsewhere = one.gauge == "chord" and one.details.get("t") != 0.5
+        if is_elsewhere or one.variable == "weights":
             continue
         is_radius = one.variant.startswith("radius") and one.details.get("direction") == "data"
         if one.gauge == "chord" or is_radius:

@@ -81,6 +81,17 @@ PLOT_WORDS = {
         "passed at the first step. A whisker that runs to the edge has no end on the grid. The "
         "interval takes the median distance as given.",
     ),
+    "weights steps": (
+        "Steps in the weights",
+        "Every tensor of weights steps at once, ρ times its own norm, in a random direction: how "
+        "far weights may move before the model stops being its first-order expansion.",
+    ),
+    "kernel": (
+        "Kernel and labels",
+        "The tangent kernel says which units a small step of the weights moves together. Its "
+        "alignment with the classes is 1 where it moves each class as one and 0 where it knows "
+        "nothing of them. Above fresh weights: training made features of the classes.",
+    ),
     "pieces": (
         "Pieces",
         "Each tick is a place where the network, walked along a straight line between two inputs, "

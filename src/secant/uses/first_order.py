@@ -1,6 +1,7 @@
 """How far the first order carries: the tangent, and sums of steps, in weight space.
 
-Holds: ``first_order``, ``additivity``; ``Sample``, the units that they are measured on.
+Holds: ``first_order``, ``additivity``; ``Sample``, the units that they are measured
+on, and ``Table``.
 May import: torch, ``secant.gauges``, ``secant.load``, ``secant.maps``, ``secant.curves``,
 ``secant.experiments``, ``secant.readings``, ``secant.trials``, ``secant.uses`` (pairs, scores).
 """
@@ -71,7 +72,7 @@ class Sample:
             yield batch, rows, WeightsMap(self.model, forward, self.names, outputs)
 
 
-class _Table:
+class Table:
     """Squared gaps and lengths by group at every point of a curve, and the noise."""
 
     def __init__(self, groups: int) -> None:
@@ -123,7 +124,7 @@ def first_order(
     for one in lines:
         w = sample.vector(one.start)
         v = sample.vector(one.end) - w
-        table = _Table(sample.groups)
+        table = Table(sample.groups)
         with derivatives():
             for batch, rows, weights in sample.maps():
                 y, along = weights.jvp(w, v)
@@ -187,7 +188,7 @@ def additivity(
     for first, second in pairs:
         w = sample.vector(first.start)
         u, v = sample.vector(first.end) - w, sample.vector(second.end) - w
-        table = _Table(sample.groups)
+        table = Table(sample.groups)
         with derivatives():
             for batch, rows, weights in sample.maps():
                 y = weights.value(w)

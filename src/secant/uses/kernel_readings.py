@@ -1,22 +1,24 @@
 """How the kernels of two models differ, and how each is aligned with the labels.
 
-Holds: ``kernel_readings``, ``without_each``.
+Holds: ``kernel_readings``; its parts ``kernel_reader``, ``reading_of``, ``without_each``,
+``alignment``, ``one_hot``.
 May import: torch, jaxtyping, ``secant.errors``, ``secant.engine``, ``secant.gauges``,
-``secant.load``, ``secant.maps``, ``secant.readings``, ``secant.uses`` (first_order, kernel,
-motion, pairs, scores).
+``secant.load``, ``secant.maps``, ``secant.curves``, ``secant.readings``, ``secant.uses``
+(first_order, kernel, motion, pairs, scores).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secant.curves import with_controls
 from secant.engine.plan import Batch
 from secant.errors import InputError
 from secant.gauges.interval import jackknife_interval
@@ -31,6 +33,7 @@ from secant.uses.pairs import WHOLE, line_between, random_line
 from secant.uses.scores import counted
 
 Gram = Float64[Tensor, "n n"]
+Details = dict[str, Any]
 Statistic = Callable[[Tensor], float | None]
 """A number of some of the rows, given by their places."""
 INPUT, MASK = "the input", "the mask"
@@ -53,44 +56,11 @@ class _Read(nn.Module):
         return counted(first_tensor(output, WHOLE, "output"), mask)
 
 
-class _Found(NamedTuple):
-    """A statistic of all rows and with each group left out."""
-
-    value: float | None
-    left_out: list[float | None]
-
-    def held(self) -> dict[str, Any]:
-        """The value with its interval, which is cut to 0 and 1 as the statistic is."""
-        ends = self.interval()
-        interval = None if ends is None else (max(ends[0], 0.0), min(ends[1], 1.0))
-        return {"value": self.value, "interval": interval}
-
-    def less(self, other: _Found) -> dict[str, Any]:
-        """The difference, a group left out of both at once."""
-        first, *rest = (
-            None if one is None or beside is None else one - beside
-            for one, beside in zip(
-                [self.value, *self.left_out], [other.value, *other.left_out], strict=True
-            )
-        )
-        apart = _Found(first, rest)
-        return {"value": apart.value, "interval": apart.interval()}
-
-    def interval(self) -> tuple[float, float] | None:
-        """Of the jackknife; None where a value is."""
-        if self.value is None:
-            return None
-        left_out = torch.tensor(
-            [torch.nan if one is None else one for one in self.left_out], dtype=torch.float64
-        )
-        return interval_of(jackknife_interval(self.value, left_out))
-
-
-def without_each(statistic: Statistic, groups: Tensor) -> _Found:
+def without_each(statistic: Statistic, groups: Tensor) -> tuple[float | None, list[float | None]]:
     """`statistic` of all rows, and of those outside each group; `groups` (n,) are the rows'."""
     every = torch.arange(len(groups))
     used = sorted(set(groups.tolist()))
-    return _Found(statistic(every), [statistic(every[groups != group]) for group in used])
+    return statistic(every), [statistic(every[groups != group]) for group in used]
 
 
 def kernel_readings(
@@ -124,46 +94,49 @@ def kernel_readings(
     no value and says why.
     """
     sample = Sample(a, feed, seed, batch_size=UNITS)
-    units = [member.unit for member in sample.members]
     groups = torch.tensor([member.group for member in sample.members])
-    samples = {"units": sample.units}
     line = line_between(a, b, sample.model)
     stops = {"a": (line, 0.0), "b": (line, 1.0)}
     if has_controls:
         stops["random"] = random_line(line, seed), 1.0
     grams: dict[str, Gram] = {}
     try:
-        gram_of, details = _reader(sample, feed, units, seed)
+        gram_of, details = kernel_reader(sample, feed, seed)
         for done, (name, (one, t)) in enumerate(stops.items(), start=1):
             one.put(sample.model, t)
             grams[name] = gram_of()
             tell(done, len(stops))
     except InputError as error:
-        return [Reading("weights", WHOLE, "kernel", "drift", None, None, samples, {},
-                        [str(error)], {})]  # fmt: skip
-    wanted: dict[str, Statistic] = {
-        "drift": partial(_drift, grams["a"], grams["b"]),
-    }
-    controls: dict[str, Statistic] = {}
-    if has_controls:
-        controls["drift"] = partial(_drift, grams["a"], grams["random"])
+        return [Reading("weights", WHOLE, "kernel", "drift", None, None, {"units": sample.units},
+                        {}, [str(error)], {})]  # fmt: skip
+    turned: dict[str, Statistic] = {"drift": partial(_drift, grams["a"], grams["b"])}
+    fits, beside = dict[str, Statistic](), dict[str, Statistic]()
     if classes is not None:
-        targets = functional.one_hot(classes[units].cpu()).double()
-        for end in ("a", "b"):
-            wanted[f"alignment {end}"] = partial(_alignment, grams[end], targets)
-        if has_controls:
-            controls["alignment b"] = partial(_alignment, grams["random"], targets)
-    return [
-        _reading(variant, statistic, controls.get(variant), groups, samples, details)
-        for variant, statistic in wanted.items()
-    ]
+        targets = one_hot(classes[[member.unit for member in sample.members]])
+        fits = {f"alignment {end}": partial(alignment, grams[end], targets) for end in ("a", "b")}
+    if has_controls:
+        beside["drift"] = partial(_drift, grams["a"], grams["random"])
+        if classes is not None:
+            beside["alignment b"] = partial(alignment, grams["random"], targets)
+    found, controls = (
+        [reading_of(variant, statistic, groups, details)
+         for variant, statistic in statistics.items()]
+        for statistics in (turned | fits, beside)
+    )  # fmt: skip
+    joined = []
+    for reading in found:
+        of_it = [control for control in controls if control.variant == reading.variant]
+        joined += with_controls([reading], {"random": of_it} if of_it else {})
+    return joined
 
 
-def _reader(
-    sample: Sample, feed: Feed, units: Sequence[int], seed: int
-) -> tuple[Callable[[], Gram], dict[str, Any]]:
-    """What gives the kernel at the sample's weights of now, and what it is made of."""
-    inputs, mask = feed.inputs(Batch(0, tuple(units)))
+def kernel_reader(sample: Sample, feed: Feed, seed: int) -> tuple[Callable[[], Gram], Details]:
+    """What gives the kernel at the sample's weights of now, and what it is made of.
+
+    Raises: `InputError` for a model that has no kernel.
+    """
+    units = tuple(member.unit for member in sample.members)
+    inputs, mask = feed.inputs(Batch(0, units))
     batch = inputs if isinstance(inputs, dict) else {INPUT: inputs}
     if mask is not None:
         batch = batch | {MASK: mask}
@@ -181,33 +154,42 @@ def _reader(
     return gram_of, {"outputs": width, "is_sketched": width > MOST_OUTPUTS}
 
 
+def one_hot(classes: Tensor) -> Float64[Tensor, "n k"]:
+    """Labels, any whole numbers, as columns of 0 and 1."""
+    return functional.one_hot(torch.unique(classes.cpu(), return_inverse=True)[1]).double()
+
+
 def _drift(one: Gram, other: Gram, rows: Tensor) -> float | None:
     return kernel_drift(one[rows][:, rows], other[rows][:, rows])
 
 
-def _alignment(gram: Gram, targets: Float64[Tensor, "n k"], rows: Tensor) -> float | None:
+def alignment(gram: Gram, targets: Float64[Tensor, "n k"], rows: Tensor) -> float | None:
+    """That of some rows and columns of a kernel with the labels of the same rows."""
     return kernel_alignment(gram[rows][:, rows], targets[rows])
 
 
-def _reading(
+def reading_of(
     variant: str,
     statistic: Statistic,
-    control: Statistic | None,
     groups: Tensor,
-    samples: dict[str, int],
-    details: dict[str, Any],
+    details: Details,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Reading:
-    found = without_each(statistic, groups)
-    held, beside = found.held(), {}
-    if control is not None:
-        other = without_each(control, groups)
-        beside["random"] = other.held() | {"difference": found.less(other)}
-    warnings = []
-    if held["value"] is None:
+    """A number of the kernel with its jackknife interval, cut to where the number can lie."""
+    value, left_out = without_each(statistic, groups)
+    interval, warnings = None, []
+    if value is None:
         warnings.append(LACKS)
-    elif held["interval"] is None:
-        warnings.append(NO_INTERVAL)
+    else:
+        values = torch.tensor(
+            [torch.nan if one is None else one for one in left_out], dtype=torch.float64
+        )
+        interval = interval_of(jackknife_interval(value, values))
+        if interval is None:
+            warnings.append(NO_INTERVAL)
+        else:
+            interval = (max(interval[0], bounds[0]), min(interval[1], bounds[1]))
     return Reading(
-        "weights", WHOLE, "kernel", variant, held["value"], held["interval"], samples, beside,
-        warnings, details | {"without_each_group": found.left_out},
+        "weights", WHOLE, "kernel", variant, value, interval, {"units": len(groups)}, {}, warnings,
+        details | {"of_all_groups": value, "without_each_group": left_out},
     )  # fmt: skip

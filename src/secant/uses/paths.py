@@ -1,6 +1,6 @@
 """Paths: two models of one architecture compared, and what lies between them.
 
-Holds: ``compare``, ``along``.
+Holds: ``compare``, its part ``path_report``, ``along``.
 May import: torch, ``secant.errors``, ``secant.gauges``, ``secant.load``, ``secant.readings``,
 ``secant.surveys``, ``secant.uses``.
 """
@@ -112,66 +112,87 @@ def compare(
     with nullcontext() if out is None else writable(out):
         given = [a, b] if base is None else [a, b, base]
         first, second, *bases = _loaded(given, loading, weights)
-        for other in (second, *bases):
-            check_pair(first, other)
         units = load_data(data, column, loading, rows)
-        told_of_order: list[str] = []
-        if align:
-            second, told_of_order = _aligned(first, second, units, seed)
-        feed = Feed(first, units, groups=GROUPS, batch_size=batch_size, seed=seed)
-        name = f"{first.name} → {second.name}"
-
-        def tell(what: str) -> Tell:
-            return lambda done, total: progress(f"{name}, {what}", done, total)
-
-        fresh, missing = _fresh(first, seed) if has_controls else (None, {})
-        readings = displacement(first.model, second.model, fresh, missing)
-        walker = Walker(feed, has_repair=has_repair)
-        for other in (second, *bases):
-            walker.check_reaches(other.model)
-        walked, notes = along(walker, second, steps, seed, has_controls, tell)
-        readings += walked
-        readings += first_order(
-            first.model, second.model, feed, seed=seed, batch_size=batch_size,
-            has_controls=has_controls, tell=tell("first order"),
-        )  # fmt: skip
-        readings += kernel_readings(
-            first.model, second.model, feed, None if walker.task is None else walker.task.labels,
-            seed=seed, has_controls=has_controls, tell=tell("kernel"),
-        )  # fmt: skip
-        for one in bases:
-            readings += additivity(
-                first.model, second.model, one.model, feed, seed=seed, batch_size=batch_size,
-                has_controls=has_controls, tell=tell("sum"),
-            )  # fmt: skip
-            found, told = task_vectors(
-                walker, first.model, second.model, one.model, seed=seed,
-                has_controls=has_controls, tell=tell("task vectors"),
-            )  # fmt: skip
-            readings += found
-            notes += [f"Task vectors from {one.name}.", *told]
-        sites = find_sites(first.model)
-        readings += similarity(
-            first.model, second.model, fresh, missing, feed, sites, tell("similarity")
-        )
-        seconds = time.perf_counter() - started
-        model = ModelReport(
-            name, feed.units.name, len(feed.units), len(feed.units), sites, readings,
-            {"seconds": seconds},
-            [*few_units(len(feed.units)), *feed.notes, *pair_notes(first, second),
-             *told_of_order, *notes],
+        model = path_report(
+            first, second, bases, units, batch_size=batch_size, steps=steps, seed=seed,
+            is_aligned=align, has_repair=has_repair, has_controls=has_controls, progress=progress,
         )  # fmt: skip
         report = Report(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seed=seed,
             versions=versions(),
             hardware=hardware(torch.get_num_threads()),
-            cost={"seconds": seconds},
+            cost={"seconds": time.perf_counter() - started},
             models=[model],
         )
         if out is not None:
             report.save(out)
     return report
+
+
+def path_report(
+    first: Loaded,
+    second: Loaded,
+    bases: Sequence[Loaded],
+    units: Units,
+    *,
+    batch_size: int,
+    seed: int,
+    has_controls: bool,
+    progress: Progress,
+    steps: int = 10,
+    is_aligned: bool = False,
+    has_repair: bool = False,
+) -> ModelReport:
+    """Everything that `compare` reads between two models; `bases` holds their base, if any."""
+    started = time.perf_counter()
+    for other in (second, *bases):
+        check_pair(first, other)
+    told_of_order: list[str] = []
+    if is_aligned:
+        second, told_of_order = _aligned(first, second, units, seed)
+    feed = Feed(first, units, groups=GROUPS, batch_size=batch_size, seed=seed)
+    name = f"{first.name} → {second.name}"
+
+    def tell(what: str) -> Tell:
+        return lambda done, total: progress(f"{name}, {what}", done, total)
+
+    fresh, missing = _fresh(first, seed) if has_controls else (None, {})
+    readings = displacement(first.model, second.model, fresh, missing)
+    walker = Walker(feed, has_repair=has_repair)
+    for other in (second, *bases):
+        walker.check_reaches(other.model)
+    walked, notes = along(walker, second, steps, seed, has_controls, tell)
+    readings += walked
+    readings += first_order(
+        first.model, second.model, feed, seed=seed, batch_size=batch_size,
+        has_controls=has_controls, tell=tell("first order"),
+    )  # fmt: skip
+    readings += kernel_readings(
+        first.model, second.model, feed, None if walker.task is None else walker.task.labels,
+        seed=seed, has_controls=has_controls, tell=tell("kernel"),
+    )  # fmt: skip
+    for one in bases:
+        readings += additivity(
+            first.model, second.model, one.model, feed, seed=seed, batch_size=batch_size,
+            has_controls=has_controls, tell=tell("sum"),
+        )  # fmt: skip
+        found, told = task_vectors(
+            walker, first.model, second.model, one.model, seed=seed,
+            has_controls=has_controls, tell=tell("task vectors"),
+        )  # fmt: skip
+        readings += found
+        notes += [f"Task vectors from {one.name}.", *told]
+    sites = find_sites(first.model)
+    readings += similarity(
+        first.model, second.model, fresh, missing, feed, sites, tell("similarity")
+    )
+    return ModelReport(
+        name, feed.units.name, len(feed.units), len(feed.units), sites, readings,
+        {"seconds": time.perf_counter() - started},
+        [*few_units(len(feed.units)), *feed.notes, *pair_notes(first, second), *told_of_order,
+         *notes],
+    )  # fmt: skip
 
 
 def _loaded(

@@ -12,7 +12,8 @@ from secant.engine.checkpoint import Checkpoint
 from secant.errors import InputError, StateError
 from secant.load.models import shuffled
 from secant.readings import Report
-from secant.surveys import digest_of_output, survey
+from secant.surveys import digest_of_output
+from secant.uses.survey import survey
 from toy_tokens import feed_of
 
 MODELS = ["demo:transformer", "demo:cnn"]
