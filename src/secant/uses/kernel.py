@@ -29,6 +29,8 @@ Progress = Callable[[str, int, int], None]
 
 FEWEST_ROWS = 64
 """Rows of a chunk below which fewer outputs at a time are better than fewer rows."""
+TILE = 512
+"""Rows that are mirrored at once, so that a tile and its mirror stay in cache."""
 
 
 def kernel(
@@ -136,8 +138,11 @@ def _block(
         else:
             a.add_trace(total, b)
     if left is right:  # what is below the diagonal may not have been computed
-        total.triu_()
-        total += total.triu(1).T
+        for start in range(0, rows, TILE):
+            end = min(rows, start + TILE)
+            corner = total[start:end, start:end].triu()
+            total[start:end, start:end] = corner + corner.triu(1).T
+            total[end:, start:end] = total[start:end, end:].T
     return total
 
 

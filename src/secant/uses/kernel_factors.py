@@ -161,10 +161,11 @@ class Rows(Factor):
 
 @dataclass(frozen=True, eq=False)
 class Outer(Factor):
-    """J = Σ_t back_t ⊗ into_t: a weight (l, r) applied at t positions."""
+    """J = Σ_t back_t ⊗ into_t: a weight (l, r) applied at t positions, and perhaps its bias."""
 
     into: Float[Tensor, "n t r"]
     back: Float[Tensor, "n c t l"]
+    has_bias: bool = False
 
     @property
     def sample(self) -> Shaped[Tensor, "n c ..."]:
@@ -187,6 +188,14 @@ class Outer(Factor):
         for start in range(0, width, step):
             back = self.back[..., start : start + step].transpose(2, 3).reshape(n, -1, t)
             yield torch.bmm(back, self.into).view(n, c, -1)
+        if self.has_bias:
+            yield self.back.sum(2)
+
+    def read(self) -> Float[Tensor, "n t r"]:
+        """The inputs; with a bias, which is the weight of an input that is always 1, that too."""
+        if not self.has_bias:
+            return self.into
+        return torch.cat([self.into, self.into.new_ones(*self.into.shape[:2], 1)], 2)
 
     def is_pairwise(self, other: Outer, *, is_full: bool = False) -> bool:
         """Whether products by pairs of positions cost less than gradients written out."""
@@ -204,11 +213,11 @@ class Outer(Factor):
         if not self.is_pairwise(other):
             super().add_trace(total, other)
         elif self.into.shape[1] == other.into.shape[1] == 1:
-            into, back = self.into.flatten(1), self.back.flatten(1)
+            into, back = self.read().flatten(1), self.back.flatten(1)
             same = other is self
             add_product(
                 total, back, back if same else other.back.flatten(1),
-                (into, into if same else other.into.flatten(1)),
+                (into, into if same else other.read().flatten(1)),
             )  # fmt: skip
         else:
             self._add_positions(total, other)
@@ -217,12 +226,12 @@ class Outer(Factor):
         n, t, _ = self.into.shape
         m, s, _ = other.into.shape
         step = max(1, PAIRS // (t * m * s))
-        into = other.into.flatten(0, 1)
+        read, into = self.read(), other.read().flatten(0, 1)
         back = other.back.transpose(1, 2).flatten(0, 1).flatten(1)
         for start in range(0, n, step):
             end = min(n, start + step)
             pairs = into.new_zeros((end - start) * t, m * s, dtype=torch.float64)
-            mine = self.into[start:end].flatten(0, 1)
+            mine = read[start:end].flatten(0, 1)
             backs = self.back[start:end].transpose(1, 2).flatten(0, 1).flatten(1)
             add_product(pairs, backs, back, (mine, into))
             total[start:end] += pairs.view(end - start, t, m, s).sum((1, 3))
@@ -235,11 +244,11 @@ class Outer(Factor):
             super().add_full(total, other)
             return
         width = self.back.shape[3]
-        into, back = self.into.flatten(1), self.back.reshape(-1, width)
+        into, back = self.read().flatten(1), self.back.reshape(-1, width)
         same = other is self
         add_product(
             total, back, back if same else other.back.reshape(-1, width),
-            (into, into if same else other.into.flatten(1)),
+            (into, into if same else other.read().flatten(1)),
         )  # fmt: skip
 
 
@@ -372,6 +381,8 @@ def _together(parts: Sequence[Factor]) -> Factor:
     if isinstance(first, Outer):
         outers = [one for one in parts if isinstance(one, Outer)]
         return Outer(
-            torch.cat([one.into for one in outers]), torch.cat([one.back for one in outers])
+            torch.cat([one.into for one in outers]),
+            torch.cat([one.back for one in outers]),
+            first.has_bias,
         )
     return joined(parts)

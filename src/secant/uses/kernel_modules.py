@@ -51,10 +51,7 @@ class Watched(NamedTuple):
         if "weight" not in of or not (is_linear(self.module) or is_convolution(self.module)):
             return torch.cat([one.flatten() for one in of.values()])
         weight = of["weight"].T if is_turned(self.module) else of["weight"].flatten(1)
-        groups = getattr(self.module, "groups", 1)
-        if groups > 1:
-            return torch.cat([weight.flatten(), *([of["bias"]] if "bias" in of else [])])
-        return (torch.cat([weight, of["bias"][:, None]], 1) if "bias" in of else weight).flatten()
+        return torch.cat([weight.flatten(), *([of["bias"]] if "bias" in of else [])])
 
 
 def is_turned(module: nn.Module) -> bool:
@@ -130,7 +127,9 @@ def factor_of(watched: Watched, calls: Sequence[Call]) -> Factor | None:
     outers = [one for one in found if isinstance(one, Outer)]
     if len(outers) == len(found):
         return Outer(
-            torch.cat([one.into for one in outers], 1), torch.cat([one.back for one in outers], 2)
+            torch.cat([one.into for one in outers], 1),
+            torch.cat([one.back for one in outers], 2),
+            outers[0].has_bias,
         )
     tables = [one for one in found if isinstance(one, Tokens)]
     if len(tables) == len(found):
@@ -160,9 +159,7 @@ def _factor(module: nn.Module, into: Tensor, back: Tensor, names: set[str]) -> F
             return Rows(_grouped(module, into, back, names))
     if "weight" not in names:
         return Rows(back.sum(2))
-    if "bias" in names:  # it is the weight of an input that is always 1
-        into = torch.cat([into, into.new_ones(*into.shape[:2], 1)], 2)
-    return Outer(into, back)
+    return Outer(into, back, "bias" in names)
 
 
 def _norm(module: nn.Module, into: Tensor, back: Tensor, names: set[str]) -> Tensor:
