@@ -111,7 +111,7 @@ def test_a_gauge_that_was_named_must_be_readable():
     found = survey(["demo:transformer"], rows=60, has_controls=False)
     assert any("native_layer_norm" in note for note in found.models[0].notes)
     assert {one.gauge for one in found.models[0].readings} == {
-        "fit", "chord", "tangent", "sum", "homogeneity",
+        "fit", "chord", "tangent", "sum", "homogeneity", "kernel",
     }  # fmt: skip
 
 
