@@ -1,6 +1,7 @@
 """Everything that a survey reads of one set of weights: its fits, its curves, its pieces.
 
-Holds: ``Settings``, ``Part``, ``Found``, ``Extra``, ``Passes``, ``GAUGES``.
+Holds: ``Settings``, ``Part``, ``Found``, ``Extra``, ``Passes``, ``kept``,
+``GAUGES``.
 May import: torch, ``secant.errors``, ``secant.engine``, ``secant.load``, ``secant.maps``,
 ``secant.observe``, ``secant.site_sums``, ``secant.fit_readings``, ``secant.experiments``,
 ``secant.segments``, ``secant.readings``, ``secant.records``.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from secant.trials import Design, draw_sample
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[int, int], None]
+Kept = TypeVar("Kept")
 GAUGES = ("fit", *CURVES, "pieces", "kernel")
 """All that a survey may be asked for; readers of the kernel are handed in by a layer above."""
 PAIRS = 5
@@ -199,15 +201,24 @@ class Passes:
         self, name: str, read: Callable[[nn.Module, str], Part], model: nn.Module, what: str
     ) -> Part:
         """What `read` gives, or gave before the run was cut off."""
-        if self.checkpoint is None:
-            return read(model, what)
-        step = self._step(what, name)
-        kept = self.checkpoint.found(step)
-        if kept is None:
-            part = read(model, what)
-            self.checkpoint.save_found(step, plain(asdict(part)))
-            return part
-        try:
-            return record(Part, kept, step)
-        except NotARecordError as error:
-            raise self.checkpoint.spoiled(step, error) from error
+        return kept(self.checkpoint, self._step(what, name), Part, lambda: read(model, what))
+
+
+def kept(
+    checkpoint: Checkpoint | None, step: str, kind: type[Kept], read: Callable[[], Kept]
+) -> Kept:
+    """What `read` gives, a dataclass `kind`, or gave before the run was cut off.
+
+    Raises: `StateError` if what was kept of the step cannot be read or is no `kind`.
+    """
+    if checkpoint is None:
+        return read()
+    found = checkpoint.found(step)
+    if found is None:
+        part = read()
+        checkpoint.save_found(step, plain(asdict(part)))  # type: ignore[call-overload]
+        return part
+    try:
+        return record(kind, found, step)
+    except NotARecordError as error:
+        raise checkpoint.spoiled(step, error) from error

@@ -1,7 +1,7 @@
 """One model surveyed: joins model, data and gauges into readings, each beside its controls.
 
-Holds: ``survey_model``; ``digest_of``, ``digest_of_output``, ``versions``. Named apart from the
-function `survey`, which a submodule of one name would hide as ``secant.survey``.
+Holds: ``survey_model``; ``report_of``, ``digest_of``, ``digest_of_output``, ``versions``. Named
+apart from the function `survey`, which a submodule of one name would hide as ``secant.survey``.
 May import: torch, rich, and everything below in DESIGN.md's order.
 """
 
@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -26,7 +27,7 @@ from secant.load.feed import Feed
 from secant.load.models import Loaded, shuffled
 from secant.maps.sites import find_sites
 from secant.passes import Extra, Found, Passes, Progress, Settings
-from secant.readings import ModelReport, Reading
+from secant.readings import ModelReport, Reading, Report, hardware
 
 
 def survey_model(
@@ -141,6 +142,18 @@ def _digest(begin: str, named: Iterable[tuple[str, Tensor]]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def report_of(models: list[ModelReport], seed: int, started: float) -> Report:
+    """The report of a run that began at `started`, by `time.perf_counter`."""
+    return Report(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=seed,
+        versions=versions(),
+        hardware=hardware(torch.get_num_threads()),
+        cost={"seconds": time.perf_counter() - started},
+        models=models,
+    )
 
 
 def versions() -> dict[str, str]:

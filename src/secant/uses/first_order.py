@@ -90,6 +90,19 @@ class Table:
         least = NOISE_ULPS * torch.finfo(y.dtype).eps * y.norm()
         self.squares += float(torch.maximum(least, left.norm())) ** 2
 
+    def add_tangent(
+        self, batch: Batch, rows: int, weights: WeightsMap, w: Tensor, v: Tensor,
+        rhos: Sequence[float], direction: str,
+    ) -> None:  # fmt: skip
+        """Add one batch's tangent from `w` along `v`, at every ρ, and its noise."""
+        y, along = weights.jvp(w, v)
+        self.add_noise(y, weights.value(w + NOISE_RHO * v) - y - NOISE_RHO * along)
+        self.rows += rows
+        for rho in rhos:
+            moved = weights.value(w + rho * v)
+            sums = tangent_sums(y, moved, rho * along)
+            self.add(Point("tangent", rho, direction), batch.group, sums)
+
     def sums(self, units: int, step: float) -> SiteSums:
         """As readings are made from."""
         noise = self.squares**0.5
@@ -127,13 +140,7 @@ def first_order(
         table = Table(sample.groups)
         with derivatives():
             for batch, rows, weights in sample.maps():
-                y, along = weights.jvp(w, v)
-                table.add_noise(y, weights.value(w + NOISE_RHO * v) - y - NOISE_RHO * along)
-                table.rows += rows
-                for rho in RHOS:
-                    moved = weights.value(w + rho * v)
-                    sums = tangent_sums(y, moved, rho * along)
-                    table.add(Point("tangent", rho, "path"), batch.group, sums)
+                table.add_tangent(batch, rows, weights, w, v, RHOS, "path")
                 done += len(batch.units)
                 tell(done, len(lines) * sample.units)
         made = readings_of(table.sums(sample.units, float(v.norm())))

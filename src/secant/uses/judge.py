@@ -10,11 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from secant.errors import InputError
 from secant.gauges.interval import GROUPS, few_units
@@ -23,8 +20,8 @@ from secant.load.data import load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model
 from secant.load.options import LoadOptions
-from secant.readings import ModelReport, Reading, Report, hardware, writable, write
-from secant.surveys import versions
+from secant.readings import ModelReport, Reading, Report, writable, write
+from secant.surveys import report_of
 from secant.uses.pairs import check_pair
 from secant.uses.paths import Progress, along
 from secant.uses.scores import Task
@@ -115,10 +112,7 @@ def judge(
         list(dict.fromkeys(one.site for one in readings)), readings, {"seconds": seconds},
         [*notes, *few_units(len(feed.units)), *feed.notes],
     )  # fmt: skip
-    report = Report(
-        created=datetime.now(UTC).isoformat(timespec="seconds"), seed=seed, versions=versions(),
-        hardware=hardware(torch.get_num_threads()), cost={"seconds": seconds}, models=[model],
-    )  # fmt: skip
+    report = report_of([model], seed, started)
     with writable(folder):
         write(folder / "judgement.json", report.to_json())
     return report

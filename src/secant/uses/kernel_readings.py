@@ -168,14 +168,8 @@ def alignment(gram: Gram, targets: Float64[Tensor, "n k"], rows: Tensor) -> floa
     return kernel_alignment(gram[rows][:, rows], targets[rows])
 
 
-def reading_of(
-    variant: str,
-    statistic: Statistic,
-    groups: Tensor,
-    details: Details,
-    bounds: tuple[float, float] = (0.0, 1.0),
-) -> Reading:
-    """A number of the kernel with its jackknife interval, cut to where the number can lie."""
+def reading_of(variant: str, statistic: Statistic, groups: Tensor, details: Details) -> Reading:
+    """A number of the kernel with its jackknife interval, cut to 0 and 1 as the number is."""
     value, left_out = without_each(statistic, groups)
     interval, warnings = None, []
     if value is None:
@@ -188,7 +182,7 @@ def reading_of(
         if interval is None:
             warnings.append(NO_INTERVAL)
         else:
-            interval = (max(interval[0], bounds[0]), min(interval[1], bounds[1]))
+            interval = (max(interval[0], 0.0), min(interval[1], 1.0))
     return Reading(
         "weights", WHOLE, "kernel", variant, value, interval, {"units": len(groups)}, {}, warnings,
         details | {"of_all_groups": value, "without_each_group": left_out},

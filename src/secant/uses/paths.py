@@ -11,11 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from secant.curves import with_controls
@@ -26,8 +24,8 @@ from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model
 from secant.load.options import DEFAULTS, LoadOptions
 from secant.maps.sites import find_sites
-from secant.readings import ModelReport, Reading, Report, hardware, writable
-from secant.surveys import versions
+from secant.readings import ModelReport, Reading, Report, writable
+from secant.surveys import report_of
 from secant.uses.align import align as matched
 from secant.uses.first_order import additivity, first_order
 from secant.uses.kernel_readings import kernel_readings
@@ -117,14 +115,7 @@ def compare(
             first, second, bases, units, batch_size=batch_size, steps=steps, seed=seed,
             is_aligned=align, has_repair=has_repair, has_controls=has_controls, progress=progress,
         )  # fmt: skip
-        report = Report(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seed=seed,
-            versions=versions(),
-            hardware=hardware(torch.get_num_threads()),
-            cost={"seconds": time.perf_counter() - started},
-            models=[model],
-        )
+        report = report_of([model], seed, started)
         if out is not None:
             report.save(out)
     return report

@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,9 @@ from secant.load.data import Units, load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model
 from secant.load.options import DEFAULTS, LoadOptions
-from secant.passes import Progress, Settings
-from secant.readings import ModelReport, Report, hardware, plain, writable
-from secant.records import NotARecordError, record
-from secant.surveys import digest_of, digest_of_output, survey_model, versions
+from secant.passes import Progress, Settings, kept
+from secant.readings import ModelReport, Report, hardware, writable
+from secant.surveys import digest_of, digest_of_output, report_of, survey_model, versions
 from secant.uses.paths import path_report
 from secant.uses.weight_readings import EXTRAS
 
@@ -112,14 +110,7 @@ def survey(
             if checkpoint is not None and not resume and not isinstance(error, StateError):
                 checkpoint.drop()
             raise
-        report = Report(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seed=seed,
-            versions=versions(),
-            hardware=hardware(torch.get_num_threads()),
-            cost={"seconds": time.perf_counter() - started},
-            models=reports,
-        )
+        report = report_of(reports, seed, started)
         if checkpoint is not None and out is not None:
             report.save(out)
             checkpoint.drop()
@@ -174,16 +165,6 @@ def _from_base(
             has_controls=settings.has_controls, progress=progress,
         )  # fmt: skip
 
-    if checkpoint is None:
-        return read()
-    checkpoint.check(f"{place}-base", digest_of(base.model))
-    step = f"{place}-path"
-    kept = checkpoint.found(step)
-    if kept is None:
-        found = read()
-        checkpoint.save_found(step, plain(asdict(found)))
-        return found
-    try:
-        return record(ModelReport, kept, step)
-    except NotARecordError as error:
-        raise checkpoint.spoiled(step, error) from error
+    if checkpoint is not None:
+        checkpoint.check(f"{place}-base", digest_of(base.model))
+    return kept(checkpoint, f"{place}-path", ModelReport, read)

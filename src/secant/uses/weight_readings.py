@@ -13,18 +13,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from secant.curves import Point, readings_of
+from secant.curves import readings_of
 from secant.errors import InputError
-from secant.experiments import NOISE_RHO
 from secant.gauges.interval import GROUPS
-from secant.gauges.tangent import tangent_sums
 from secant.load.feed import Feed
 from secant.maps.derivatives import derivatives
 from secant.passes import Extra, Tell
 from secant.readings import Reading
 from secant.uses.first_order import Sample, Table
 from secant.uses.kernel_readings import alignment, kernel_reader, one_hot, reading_of
-from secant.uses.pairs import line_between
+from secant.uses.pairs import weights_of
 
 RHOS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Lengths of the step in every tensor, as shares of that tensor's norm."""
@@ -43,7 +41,7 @@ def tangent_in_weights(model: nn.Module, feed: Feed, seed: int, tell: Tell) -> l
     vectors of its weights.
     """
     sample = Sample(model, feed, seed, batch_size=BATCH)
-    w = sample.vector(line_between(model, model, sample.model).start)
+    w = sample.vector(weights_of(sample.model, sample.model))
     sizes = [sample.model.get_parameter(name).numel() for name in sample.names]
     table, done, group, v = Table(sample.groups), 0, None, w
     with derivatives():
@@ -51,13 +49,7 @@ def tangent_in_weights(model: nn.Module, feed: Feed, seed: int, tell: Tell) -> l
             if batch.group != group:
                 group = batch.group
                 v = _random_step(w, sizes, seed, group)
-            y, along = weights.jvp(w, v)
-            table.add_noise(y, weights.value(w + NOISE_RHO * v) - y - NOISE_RHO * along)
-            table.rows += rows
-            for rho in RHOS:
-                moved = weights.value(w + rho * v)
-                sums = tangent_sums(y, moved, rho * along)
-                table.add(Point("tangent", rho, "random"), batch.group, sums)
+            table.add_tangent(batch, rows, weights, w, v, RHOS, "random")
             done += len(batch.units)
             tell(done, sample.units)
     return readings_of(table.sums(sample.units, float(w.norm())))
@@ -91,7 +83,6 @@ def kernel_and_labels(model: nn.Module, feed: Feed, seed: int, tell: Tell) -> li
             "column with --label-column."
         )
     sample = Sample(model, feed, seed, batch_size=KERNEL_BATCH)
-    line_between(model, model, sample.model).put(sample.model, 0.0)
     gram_of, details = kernel_reader(sample, feed, seed)
     gram = gram_of()
     tell(sample.units, sample.units)
