@@ -230,6 +230,18 @@ def test_a_run_cut_off_among_the_path_goes_on(x, tmp_path):
         survey(models, data, resume=True, **{**options, "base": net(3)})
 
 
+def test_a_base_of_another_architecture_is_refused_before_the_survey(x):
+    calls = []
+    with pytest.raises(InputError, match="tensors"):
+        survey(
+            [net(0)],
+            data_of(x, (x[:, 0] > 0).long()),
+            base=nn.Linear(5, 3).double(),
+            progress=lambda *told: calls.append(told),
+        )
+    assert calls == []
+
+
 def test_the_base_of_a_factory_is_a_file_of_weights(tmp_path, monkeypatch, x):
     from safetensors.torch import save_file
 

@@ -3,7 +3,7 @@
 Holds: ``survey``.
 May import: torch, ``secant.errors``, ``secant.engine``, ``secant.gauges``, ``secant.load``,
 ``secant.passes``, ``secant.readings``, ``secant.records``, ``secant.surveys``, ``secant.uses``
-(paths, weight_readings).
+(pairs, paths, weight_readings).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from secant.load.options import DEFAULTS, LoadOptions
 from secant.passes import Progress, Settings, kept
 from secant.readings import ModelReport, Report, hardware, writable
 from secant.surveys import digest_of, digest_of_output, report_of, survey_model, versions
+from secant.uses.pairs import check_pair
 from secant.uses.paths import path_report
 from secant.uses.weight_readings import EXTRAS
 
@@ -93,14 +94,16 @@ def survey(
         try:
             for place, name in enumerate(models):
                 loaded = load_model(name, loading)
+                start = None if base is None else _base_of(name, base, loading)
+                if start is not None:  # before the long work, not after it
+                    check_pair(start, loaded)
                 feed = Feed(loaded, units, groups=GROUPS, batch_size=batch_size, seed=seed)
                 if checkpoint is not None:
                     _check_same(checkpoint, place, feed)
                 reports.append(
                     survey_model(loaded, feed, settings, progress, checkpoint, place, EXTRAS)
                 )
-                if base is not None:
-                    start = _base_of(name, base, loading)
+                if start is not None:
                     reports.append(
                         _from_base(start, loaded, units, settings, progress, checkpoint, place)
                     )
