@@ -59,8 +59,7 @@ import torch
 from mergekit import sparsify
 from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge as G
 from mergekit.scripts.run_yaml import main
-from secant.uses import merge_methods, merge_streams
-import hashlib, numpy as np
+from secant.uses.merge_streams import STRIP, choices
 
 plain_sort, plain_merge, now = torch.argsort, G.merge_group, {}
 torch.argsort = lambda x, descending=False: plain_sort(x, descending=descending, stable=True)
@@ -71,14 +70,11 @@ def merge_group(self, group, /, **parameters):
 
 def bernoulli(tensor, density, rescale_norm=None):
     now["model"] += 1
-    mask, job = np.empty(tensor.numel(), bool), type("Job", (), now | {"seed": 0})
-    for strip, start in enumerate(range(0, mask.size, merge_streams.STRIP)):
-        random = merge_streams._generator(job, now["model"], strip)
-        end = min(start + merge_streams.STRIP, mask.size)
-        for first in range(start, end, merge_streams.BLOCK):
-            last = min(first + merge_streams.BLOCK, end)
-            mask[first:last] = merge_methods.kept(last - first, density, random)
-    mask = torch.from_numpy(mask).to(tensor.dtype).reshape(tensor.shape)
+    strips = [
+        torch.from_numpy(choices(now["name"], 0, now["model"], strip, len(part), density))
+        for strip, part in enumerate(tensor.flatten().split(STRIP))
+    ]
+    mask = torch.cat(strips).to(tensor.dtype).reshape(tensor.shape)
     return sparsify.rescaled_masked_tensor(tensor, mask, rescale_norm)
 
 G.merge_group, sparsify.bernoulli = merge_group, bernoulli

@@ -158,18 +158,20 @@ def merge_recipe(
 
 def _write_values(plan: Plan, writer: ShardWriter, progress: Progress | None) -> None:
     """Copy what is copied and merge the rest, on all processors."""
-    done, lock = 0, Lock()
+    done, told, whole, lock = 0, 0, plan.bytes, Lock()
     # glibc takes each array of a block from the system anew, and clears it, until it has seen a
     # larger one given back: that alone would take longer than the merge.
     np.empty(LARGE_BYTES, np.uint8)
 
     def write(name: str, start: int, values: Array) -> None:
-        nonlocal done
+        nonlocal done, told
         writer.write(name, start, values)
         with lock:
             done += values.nbytes
-            if progress is not None:
-                progress("merging", done, plan.bytes)
+            # The threads wait for each other while it is told: not for every block.
+            if progress is not None and (done - told >= whole / 100 or done == whole):
+                told = done
+                progress("merging", done, whole)
 
     for name, stored in plan.copies.items():
         write(name, 0, stored.read(0, stored.count))

@@ -32,11 +32,14 @@ ROW = 4096  # short enough that no BLAS splits the sum among threads
 UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-def linear(tensors: Sequence[Array], weights: Sequence[float], *, normalise: bool) -> Array:
-    """Σ w_i x_i, divided by Σ w_i if `normalise`. Model soups: arXiv:2203.05482."""
+def linear(tensors: Iterable[Array], weights: Sequence[float], *, normalise: bool) -> Array:
+    """Σ w_i x_i, divided by Σ w_i if `normalise`; spoils `tensors`. arXiv:2203.05482 (soups).
+
+    One tensor is asked for after the other, so that two are there at a time.
+    """
     total: Array | None = None
     for tensor, weight in zip(tensors, weights, strict=True):
-        part = tensor * tensor.dtype.type(weight)
+        part = np.multiply(tensor, tensor.dtype.type(weight), out=tensor)
         total = part if total is None else np.add(total, part, out=total)
     assert total is not None
     if normalise:
@@ -88,15 +91,13 @@ def slerp_shares(products: Sequence[float], t: float) -> tuple[float, float]:
 
 
 def slerp(a: Array, b: Array, shares: tuple[float, float]) -> Array:
-    """The point on the arc from `a` to `b` with these shares."""
-    first: Array = a * a.dtype.type(shares[0])
-    first += b * b.dtype.type(shares[1])
-    return first
+    """The point on the arc from `a` to `b` with these shares; spoils both."""
+    return linear((a, b), shares, normalise=False)
 
 
 def change(tensor: Array, base: Array, kind: Kind) -> Array:
-    """`tensor` - `base`: the task vector of arXiv:2212.04089."""
-    return round_to(tensor - base, kind)
+    """`tensor` - `base`, the task vector of arXiv:2212.04089; spoils `tensor`."""
+    return round_to(np.subtract(tensor, base, out=tensor), kind)
 
 
 def task_arithmetic(
@@ -239,15 +240,15 @@ def trimmed(changes: Array, kind: Kind, limit: int, quota: int) -> tuple[Array, 
 
 
 def dropped(
-    changes: Array, density: float, kind: Kind, random: np.random.Generator, *, rescale: bool
+    changes: Array, keep: NDArray[np.bool_], density: float, kind: Kind, *, rescale: bool
 ) -> Array:
-    """Keep each change with probability `density`, and divide it by that if `rescale`.
+    """The changes that `keep` says, divided by the share kept, `density`, if `rescale`.
 
-    The drop and rescale of DARE, arXiv:2311.03099: the expectation of every value is the value.
+    The drop and rescale of DARE, arXiv:2311.03099: with independent choices of probability
+    `density` the expectation of every value is the value. Spoils `changes`.
     """
     if density >= 1:
         return changes
-    keep = kept(changes.size, density, random)
     if rescale and density > 0:
         round_to(np.multiply(changes, changes.dtype.type(1 / density), out=changes), kind)
     return np.multiply(changes, keep, out=changes)
@@ -256,12 +257,15 @@ def dropped(
 def kept(count: int, density: float, random: np.random.Generator) -> NDArray[np.bool_]:
     """Independent choices with probability `density`, exact to the precision of a float64.
 
-    A choice takes 16 random bits; only a draw that falls on the edge needs more.
+    A choice takes 8 random bits; only a draw that falls on the edge needs more.
     """
-    words = random.integers(0, 2**64 - 1, -(-count // 4), dtype=np.uint64, endpoint=True)
-    draws = words.view(np.uint16)[:count]
-    edge, part = divmod(density * 2**16, 1)
-    keep = draws < np.uint16(edge)
-    on_edge = np.flatnonzero(draws == np.uint16(edge))
-    keep[on_edge] = random.random(on_edge.size) < part
+    if density >= 1:
+        return np.ones(count, np.bool_)
+    words = random.integers(0, 2**64 - 1, -(-count // 8), dtype=np.uint64, endpoint=True)
+    draws = words.view(np.uint8)[:count]
+    edge, part = divmod(density * 2**8, 1)
+    keep = draws < np.uint8(edge)
+    if part:
+        on_edge = np.flatnonzero(draws == np.uint8(edge))
+        keep[on_edge] = random.random(on_edge.size) < part
     return keep

@@ -1,11 +1,12 @@
 """One tensor of a merge, from the files of its models to the file of the result, piece by piece.
 
-Holds: ``Job``, ``merge_tensor``, ``STRIP``.
+Holds: ``Job``, ``merge_tensor``, ``choices``, ``STRIP``.
 May import: numpy, ``secant.errors``, ``secant.load``, ``secant.uses``.
 
 A strip is what one thread does at a time and what has random numbers of its own, so that the
 result does not depend on the threads. Within it blocks go from the file through the processor's
-cache to the file: no array is longer than a block but for the counts of TIES, a few per cent.
+cache to the file: no array is longer than a block but for the counts of TIES, a few per cent, and
+a byte for each value of the strip that DARE draws for.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from secant.uses import merge_methods as methods
 from secant.uses.recipes import Numbers
 
 STRIP: Final = 1 << 20
-BLOCK: Final = 1 << 17
+BLOCK: Final = 1 << 18
 Run = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
 Write = Callable[[str, int, Array], None]
 
@@ -140,7 +141,7 @@ def _linear(job: Job, run: Run) -> Strip:
     whole = job.numbers.whole
 
     def at(start: int, stop: int) -> Array:
-        values = [job.values(model, start, stop) for model in range(len(job.inputs))]
+        values = (job.values(model, start, stop) for model in range(len(job.inputs)))
         return methods.linear(values, job.numbers.weights, normalise=whole["normalize"])
 
     return lambda strip: at
@@ -230,19 +231,27 @@ def _threshold(job: Job, model: int, run: Run) -> methods.Threshold | None:
 
 def _dare(join: Callable[..., Array]) -> Callable[[Job, Run], Strip]:
     def prepared(job: Job, run: Run) -> Strip:
+        densities, rescale = job.numbers.densities, job.numbers.whole["rescale"]
+
         def of_strip(strip: int) -> Block:
-            random = [_generator(job, model, strip) for model in range(1, len(job.inputs))]
+            first = strip * STRIP
+            size = min(STRIP, job.count - first)
+            keeps = [
+                choices(job.name, job.seed, model, strip, size, density)
+                for model, density in enumerate(densities, start=1)
+            ]
 
             def at(start: int, stop: int) -> Array:
                 base = job.values(0, start, stop)
                 changes = [
                     methods.dropped(
-                        change, density, job.kind, own, rescale=job.numbers.whole["rescale"]
+                        change, keep[start - first : stop - first], density, job.kind,
+                        rescale=rescale,
                     )
-                    for change, density, own in zip(
-                        _changes(job, base, start, stop), job.numbers.densities, random, strict=True
+                    for change, keep, density in zip(
+                        _changes(job, base, start, stop), keeps, densities, strict=True
                     )
-                ]
+                ]  # fmt: skip
                 return _joined(job, join, base, changes)
 
             return at
@@ -252,11 +261,16 @@ def _dare(join: Callable[..., Array]) -> Callable[[Job, Run], Strip]:
     return prepared
 
 
-def _generator(job: Job, model: int, strip: int) -> np.random.Generator:
-    """The numbers of one strip of one tensor of one model."""
-    name = np.frombuffer(hashlib.sha256(job.name.encode()).digest(), np.uint32)
-    seeds = np.random.SeedSequence([job.seed % 2**64, model, strip, *name.tolist()])
-    return np.random.Generator(np.random.SFC64(seeds))
+def choices(
+    name: str, seed: int, model: int, strip: int, size: int, density: float
+) -> NDArray[np.bool_]:
+    """Which changes of one strip of a tensor of one model DARE keeps.
+
+    Drawn for the strip at once, from numbers of its own: they do not depend on blocks or threads.
+    """
+    words = np.frombuffer(hashlib.sha256(name.encode()).digest(), np.uint32)
+    seeds = np.random.SeedSequence([seed % 2**64, model, strip, *words.tolist()])
+    return methods.kept(size, density, np.random.Generator(np.random.SFC64(seeds)))
 
 
 def _joined(job: Job, join: Callable[..., Array], base: Array, changes: list[Array]) -> Array:
