@@ -8,6 +8,7 @@ kernel_tape).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,11 +104,11 @@ def kernel(
                 ours = left.factors(one)
                 for other in spans if is_full else [one]:
                     done += 1
-                    progress("kernel", done, total)
                     if is_one and other.start < one.start:
                         continue
                     theirs = ours if is_one and one == other else right.factors(other)
-                    block = _block(ours, theirs, dtype, is_full=is_full)
+                    tell = partial(_tell, progress, done - 1, total)
+                    block = _block(ours, theirs, dtype, is_full=is_full, tell=tell)
                     if total == 1:
                         found = block  # the whole: a copy would double the memory
                         continue
@@ -126,17 +127,28 @@ def kernel(
     return found[:, 0, :, 0].to(torch.float64 if double else torch.float32)
 
 
+def _tell(progress: Progress, before: int, total: int, done: int, blocks: int) -> None:
+    """Progress in blocks of parameters, `blocks` for each of `total` parts of the kernel."""
+    progress("kernel", before * blocks + done, total * blocks)
+
+
 def _block(
-    left: Sequence[Factor], right: Sequence[Factor], dtype: torch.dtype, *, is_full: bool
+    left: Sequence[Factor],
+    right: Sequence[Factor],
+    dtype: torch.dtype,
+    *,
+    is_full: bool,
+    tell: Callable[[int, int], None],
 ) -> Tensor:
     """The kernel of two sides, summed over parameters; symmetric where they are one."""
     rows, columns = (side[0].rows * (side[0].outputs if is_full else 1) for side in (left, right))
     total = torch.zeros(rows, columns, dtype=dtype, device=left[0].device)
-    for a, b in zip(left, right, strict=True):
+    for done, (a, b) in enumerate(zip(left, right, strict=True), 1):
         if is_full:
             a.add_full(total, b)
         else:
             a.add_trace(total, b)
+        tell(done, len(left))
     if left is right:  # what is below the diagonal may not have been computed
         for start in range(0, rows, TILE):
             end = min(rows, start + TILE)
@@ -183,7 +195,9 @@ def _chunks(
     longest, span = max(rows, columns), tape.outputs_each
 
     def fits(sides: int) -> int:
-        return memory_bytes // max(1, sides * (tape.cost.fixed + span * tape.cost.factors))
+        cost = tape.cost
+        kept = cost.intos + (cost.forward if span < tape.outputs_each else 0)
+        return memory_bytes // max(1, sides * (kept + span * cost.factors))
 
     wanted = min(longest, FEWEST_ROWS) if is_full else longest
     while fits(1 if is_square and wanted == longest else 2) < wanted and span > 1:
@@ -195,7 +209,3 @@ def _chunks(
 
 def _dtype(tape: Tape) -> torch.dtype:
     return next(iter(tape.parameters.values())).dtype
-
-
-def _device(tape: Tape) -> torch.device:
-    return next(iter(tape.parameters.values())).device

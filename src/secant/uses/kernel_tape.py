@@ -47,9 +47,11 @@ class Run(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Bytes of a row: what its forward keeps, its factors and its derivatives for each output."""
+    """Bytes of a row: its inputs of modules, what its forward keeps for the way back beside them,
+    its factors for each output, and its derivatives for each."""
 
-    fixed: int
+    intos: int
+    forward: int
     factors: int
     backs: int
 
@@ -112,20 +114,27 @@ class Tape:
         values = sum(joined([one]).values() for one in factors)
         widest = max((one.widest() for one in factors), default=0)
         return Cost(
-            (intos + 2 * outs) * size // rows,
+            intos * size // rows,
+            2 * outs * size // rows,
             (values // rows + widest + plain) * size,
             outs * size // rows,
         )
 
     def open(self, batch: Batch, outputs: int) -> Opened:
-        """The forward of a batch, kept for its derivatives, of which `outputs` are taken at once.
+        """A batch whose derivatives are taken for `outputs` of the outputs at once.
 
-        Rows go through in parts, so that the derivatives of a part fit into `BACKS` bytes.
+        Rows go through in parts, so that the derivatives of a part fit into `BACKS` bytes. Where
+        all outputs are taken at once no forward is kept.
         """
         step = max(1, BACKS // max(1, outputs * self.cost.backs))
         rows = rows_of(batch)
         parts = [part_of(batch, start, start + step) for start in range(0, rows, step)]
-        return Opened(self, parts, [self._run(part) if self.watched else None for part in parts])
+        if outputs >= self.outputs_each:
+            return Opened(self, parts, None)
+        return Opened(self, parts, [self._ran(part) for part in parts])
+
+    def _ran(self, batch: Batch) -> Run | None:
+        return self._run(batch) if self.watched else None
 
     def factors(self, batch: Batch, ran: Run | None, span: slice) -> list[Factor]:
         """J of the outputs in `span` for the rows of `batch`, by blocks of parameters."""
@@ -282,20 +291,26 @@ class Tape:
         return Rows(torch.cat([found[name].flatten(2) for name in self.plain], 2))
 
 
-class Opened(NamedTuple):
-    """Rows of a batch in parts, each with its forward."""
+class Opened:
+    """Rows of a batch in parts: each with its forward, or, if there is one span, with none."""
 
-    tape: Tape
-    parts: Sequence[Batch]
-    runs: Sequence[Run | None]
+    def __init__(self, tape: Tape, parts: Sequence[Batch], runs: Sequence[Run | None] | None):
+        self.tape, self.parts, self.runs = tape, parts, runs
+        self.only: list[Factor] | None = None
 
     def factors(self, span: slice) -> list[Factor]:
         """J of the outputs in `span` for all rows, by blocks of parameters."""
+        if self.only is not None:
+            return self.only
         found = []
-        for part, ran in zip(self.parts, self.runs, strict=True):
+        for place, part in enumerate(self.parts):
+            ran = self.tape._ran(part) if self.runs is None else self.runs[place]
             # Joined at once: what is written out is smaller than what it is written from.
             found.append([joined([one]) for one in self.tape.factors(part, ran, span)])
-        return [joined(of_block) for of_block in zip(*found, strict=True)]
+        whole = [joined(of_block) for of_block in zip(*found, strict=True)]
+        if self.runs is None:
+            self.only = whole
+        return whole
 
 
 class _Call(nn.Module):

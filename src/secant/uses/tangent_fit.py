@@ -19,6 +19,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from secant.engine.memory import free_bytes
 from secant.engine.plan import group_of
 from secant.errors import InputError
 from secant.maps.weights import Batch, rows_of
@@ -41,6 +42,9 @@ DENSE = 2048
 FOLDS = 5
 MEASURED = 64
 """Rows on which the mean diagonal is taken where the kernel is not formed, evenly spread."""
+
+SHARE, LEAST_ROOM = 0.25, 1 << 30
+"""What the kernel's factors may take of the free memory, and what they may take anyway, bytes."""
 
 TOLERANCE = 1e-6
 """Residual, relative to the targets, at which an iterative solution counts as one."""
@@ -108,7 +112,10 @@ def fit_tangent(
     if not bool(torch.isfinite(residual).all()):
         raise InputError("labels and the model's outputs must be finite. Take out what is not.")
     if residual.numel() <= dense_limit:
-        gram = kernel(linearised.model, data, outputs="full", parameters=names, progress=progress)
+        gram = kernel(
+            linearised.model, data, outputs="full", parameters=names, progress=progress,
+            memory_bytes=_room(start.device),
+        )  # fmt: skip
         alpha, found = _dense(gram.double(), residual, ridges)
     else:
         alpha, found = _iterative(tangent, residual, ridges, iterations, seed, progress)
@@ -117,6 +124,16 @@ def fit_tangent(
         for name, one in linearised.delta.named_parameters():
             one.copy_(step[name])
     return found
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that the kernel's factors may take: rows in fewer chunks are written out less often."""
+    free = None
+    if device.type == "cpu":
+        free = free_bytes()
+    elif device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    return LEAST_ROOM if free is None else max(LEAST_ROOM, int(free * SHARE))
 
 
 def targets(labels: Tensor, outputs: Matrix) -> Matrix:
