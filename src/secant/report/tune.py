@@ -1,7 +1,7 @@
 """Ways of fitting a model as a terminal table.
 
 Holds: ``render_tune``, and in words ``plain_words``.
-May import: rich, ``secant.readings``, ``secant.uses.tune``.
+May import: rich, ``secant.report.paths``, ``secant.uses.tune``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from secant.report.paths import sentences
 from secant.uses.tune import Tuned
 
 CAPTION = (
@@ -72,4 +73,5 @@ def plain_words(found: Tuned) -> list[str]:
         f"Chosen on the fitted units: ridge of {chosen}; fine-tuning's rate {tuned['rate']:g} and "
         f"epoch {tuned['epoch']} of {tuned['epochs']}."
     )
+    lines += sentences(found.path.readings)
     return [*lines, *found.notes, *tangent.warnings]

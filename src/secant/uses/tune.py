@@ -2,7 +2,7 @@
 
 Holds: ``tune`` and its result ``Tuned``.
 May import: torch, ``secant.engine``, ``secant.errors``, ``secant.gauges``, ``secant.load``,
-``secant.maps``, ``secant.readings``, ``secant.uses``.
+``secant.maps``, ``secant.readings``, ``secant.trials``, ``secant.uses``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,9 +31,20 @@ from secant.load.options import LoadOptions
 from secant.maps.calls import first_tensor
 from secant.maps.weights import Batch as Rows
 from secant.maps.weights import first_output, part_of, rows_of, run
-from secant.readings import NO_INTERVAL, SCHEMA, Reading, interval_of, number, plain, write
+from secant.readings import (
+    NO_INTERVAL,
+    SCHEMA,
+    ModelReport,
+    Reading,
+    interval_of,
+    number,
+    plain,
+    write,
+)
+from secant.trials import Design, draw_sample
 from secant.uses.anatomy import mean_interval
 from secant.uses.linearize import linearize
+from secant.uses.paths import path_report
 from secant.uses.tangent_fit import fit_tangent
 
 Progress = Callable[[str, int, int], None]
@@ -53,6 +64,8 @@ class Tuned:
     Sites are the ways: `tangent`, `probe`, `fine-tuning`; controls of each are the commonest
     class and, of the tangent, the other two with differences paired by groups of units. `units`
     counts those fitted and those scored; `choices` says what each way chose on the fitted units.
+    `path` is what `compare` reads between the model before and after fine-tuning, on the units
+    scored: how far its weights moved, and what the first order explains of what that did.
     """
 
     model: str
@@ -60,6 +73,7 @@ class Tuned:
     classes: list[str]
     units: dict[str, int]
     readings: list[Reading]
+    path: ModelReport
     choices: dict[str, dict[str, Any]]
     notes: list[str]
     seed: int
@@ -139,7 +153,7 @@ def tune(
 
     A model whose output is (rows, classes) from a last linear layer keeps that layer. Any other
     gets a new one, drawn with `seed`, on the mean over its positions, and tangent and fine-tuning
-    start there.
+    start there. What fine-tuning did to the weights is read as `compare` reads two models.
 
     Args:
         model: as in `survey`, or a module.
@@ -148,7 +162,8 @@ def tune(
 
     Raises: `InputError` for data without classes or with too few units, and as `fit_tangent`.
 
-    Cost: that of `fit_tangent` on half of the units, and of fine-tuning for six epochs twice.
+    Cost: that of `fit_tangent` on half of the units, of fine-tuning for six epochs twice, and of
+    `compare` on the other half.
     """
     started = time.perf_counter()
     loaded = model if isinstance(model, Loaded) else load_model(model)
@@ -165,7 +180,10 @@ def tune(
             "tune: the half of the units that is fitted must hold two classes, and the other fill "
             f"3 groups; got {len(whole.labels)} units. Give some dozens."
         )
-    module, head = _classifier(loaded.model, part_of(whole.rows, 0, 2), classes, seed)
+    held_out = units.take((whole.groups % 2 == 1).nonzero()[:, 0].tolist())
+    draw_sample(Feed(loaded, held_out, groups=GROUPS, batch_size=batch_size, seed=seed), Design())
+    few = part_of(whole.rows, 0, 2)
+    module, head = _classifier(loaded.model, few, classes, seed)
     marks, choices = {}, {}
     features = [_features(module, head, one.rows, batch_size) for one in (fitted, scored)]
     probe = linearize(nn.Linear(features[0].shape[1], classes).to(features[0]))
@@ -185,6 +203,14 @@ def tune(
     tuned, said["fine-tuning"] = _fine_tuned(module, fitted, whole, feed, batch_size, seed,
                                              progress)  # fmt: skip
     marks["fine-tuning"] = _right(tuned, scored, batch_size)
+    started_at = replace(
+        loaded, model=module,
+        fresh=lambda draw: _classifier(loaded.fresh(draw), few, classes, draw)[0],
+    )  # fmt: skip
+    path = path_report(
+        started_at, replace(started_at, name="fine-tuned", model=tuned), [], held_out,
+        batch_size=batch_size, seed=seed, has_controls=True, progress=progress,
+    )  # fmt: skip
     commonest = int(fitted.labels.mode().values)
     marks["commonest class"] = (scored.labels == commonest).double()
     names = data.classes or tuple(str(number) for number in range(classes))
@@ -192,7 +218,7 @@ def tune(
     return Tuned(
         loaded.name, units.name, list(names),
         {"fitted": len(fitted.labels), "scored": len(scored.labels)},
-        _readings(marks, scored.groups), said, feed.notes, seed,
+        _readings(marks, scored.groups), path, said, feed.notes, seed,
         {"seconds": time.perf_counter() - started},
         {"python": platform.python_version()} | {p: version(p) for p in packages},
     )  # fmt: skip
