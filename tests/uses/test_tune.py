@@ -18,8 +18,10 @@ from secant.engine.plan import group_of
 from secant.errors import InputError
 from secant.load.data import Units
 from secant.load.demo import digits
+from secant.load.loaded import Loaded
 from secant.report.tune import plain_words, render_tune
 from secant.uses.tune import Headed, tune
+from toy_tokens import Digits
 
 WAYS = ["tangent", "probe", "fine-tuning"]
 
@@ -129,6 +131,41 @@ def test_a_headless_encoder_is_tuned_and_told(tmp_path):
         assert f"{reading.value:.3f}" in text
         assert 0 <= reading.interval[0] <= reading.value <= reading.interval[1] <= 1
         assert any("Few units" in one for one in reading.warnings)
+
+
+class Reader(nn.Module):
+    """Reads digits, and takes less than its tokenizer gives."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.word, self.mix = nn.Embedding(11, 8), nn.Linear(8, 8)
+
+    def forward(self, input_ids):
+        return self.mix(self.word(input_ids)).tanh()
+
+
+def test_what_fine_tuning_did_is_read_on_the_units_scored():
+    """Texts of digits, labelled by whether they hold a 7; the tokenizer gives a mask as well."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, 10, (160, 6), generator=draw)
+    texts_of_digits = ["".join(map(str, row)) for row in rows.tolist()]
+    units = Units("seven", texts=texts_of_digits, labels=(rows == 7).any(1).long())
+    loaded = Loaded("reader", Reader().eval(), Digits(), lambda seed: Reader().eval())
+    found = tune(loaded, units, rows=None)
+    assert found.path.units == found.units["scored"]
+    read = {(one.gauge, one.site, one.variant): one for one in found.path.readings}
+    moved = read["displacement", "(model)", "relative"]
+    explained = read["tangent", "(model)", "explained"]
+    assert 0 < moved.value < 1
+    assert explained.interval[0] <= explained.value <= explained.interval[1] <= 1
+    assert explained.controls["random"]["value"] is not None
+    words = " ".join(plain_words(found))
+    assert "of their own norm apart" in words
+    assert "The first order explains" in words
+    accuracy = [one for one in found.path.readings if one.gauge == "accuracy"]
+    end = next(one for one in accuracy if one.details["t"] == 1)
+    assert end.value == pytest.approx(found.readings[2].value)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ May import: torch, ``secant.engine``, ``secant.errors``, ``secant.gauges``, ``se
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import platform
 import time
@@ -45,6 +46,7 @@ from secant.trials import Design, draw_sample
 from secant.uses.anatomy import mean_interval
 from secant.uses.linearize import linearize
 from secant.uses.paths import path_report
+from secant.uses.scores import task_of
 from secant.uses.tangent_fit import fit_tangent
 
 Progress = Callable[[str, int, int], None]
@@ -180,10 +182,14 @@ def tune(
             "tune: the half of the units that is fitted must hold two classes, and the other fill "
             f"3 groups; got {len(whole.labels)} units. Give some dozens."
         )
-    held_out = units.take((whole.groups % 2 == 1).nonzero()[:, 0].tolist())
-    draw_sample(Feed(loaded, held_out, groups=GROUPS, batch_size=batch_size, seed=seed), Design())
     few = part_of(whole.rows, 0, 2)
     module, head = _classifier(loaded.model, few, classes, seed)
+    started_at = replace(
+        loaded, model=module, call=_call_of(loaded.model, units),
+        fresh=lambda draw: _classifier(loaded.fresh(draw), few, classes, draw)[0],
+    )  # fmt: skip
+    held_out = units.take((whole.groups % 2 == 1).nonzero()[:, 0].tolist())
+    _check_readable(started_at, held_out, batch_size, seed)
     marks, choices = {}, {}
     features = [_features(module, head, one.rows, batch_size) for one in (fitted, scored)]
     probe = linearize(nn.Linear(features[0].shape[1], classes).to(features[0]))
@@ -203,10 +209,6 @@ def tune(
     tuned, said["fine-tuning"] = _fine_tuned(module, fitted, whole, feed, batch_size, seed,
                                              progress)  # fmt: skip
     marks["fine-tuning"] = _right(tuned, scored, batch_size)
-    started_at = replace(
-        loaded, model=module,
-        fresh=lambda draw: _classifier(loaded.fresh(draw), few, classes, draw)[0],
-    )  # fmt: skip
     path = path_report(
         started_at, replace(started_at, name="fine-tuned", model=tuned), [], held_out,
         batch_size=batch_size, seed=seed, has_controls=True, progress=progress,
@@ -222,6 +224,29 @@ def tune(
         {"seconds": time.perf_counter() - started},
         {"python": platform.python_version()} | {p: version(p) for p in packages},
     )  # fmt: skip
+
+
+def _call_of(body: nn.Module, units: Units) -> Callable[[Any, Any], Any]:
+    """How a model with a new head is called: with what its body takes of a tokenizer's output."""
+    taken = inspect.signature(body.forward).parameters
+
+    def call(model: nn.Module, inputs: Any) -> Any:
+        if not isinstance(inputs, Mapping):
+            return model(inputs)
+        is_asked = units.fields is not None
+        return model(**{key: one for key, one in inputs.items() if is_asked or key in taken})
+
+    return call
+
+
+def _check_readable(loaded: Loaded, units: Units, batch_size: int, seed: int) -> None:
+    """Refuse before minutes of fitting what could not be read after them.
+
+    Raises: `InputError` for too few units, or outputs that do not fit their labels.
+    """
+    feed = Feed(loaded, units, groups=GROUPS, batch_size=batch_size, seed=seed)
+    draw_sample(feed, Design())
+    task_of(feed, loaded.model)
 
 
 def _whole(feed: Feed, seed: int) -> Set:
