@@ -1,8 +1,9 @@
 """The empirical neural tangent kernel, exact, without the Jacobian.
 
-Holds: ``kernel``; ``read_outputs``, which outputs a caller asks for.
-May import: torch, ``secant.errors``, ``secant.maps``, ``secant.uses`` (kernel_factors,
-kernel_tape).
+Holds: ``kernel``; ``read_outputs``, which outputs a caller asks for; ``room``, how much memory
+it may take where it is the main work.
+May import: torch, ``secant.engine``, ``secant.errors``, ``secant.maps``, ``secant.uses``
+(kernel_factors, kernel_tape).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secant.engine.memory import free_bytes
 from secant.errors import InputError
 from secant.maps.weights import (
     Batch,
@@ -30,6 +32,9 @@ Progress = Callable[[str, int, int], None]
 
 FEWEST_ROWS = 64
 """Rows of a chunk below which fewer outputs at a time are better than fewer rows."""
+LEAST_ROOM = 1 << 30
+"""Bytes that factors may take however little is free: with less, products are of few rows."""
+
 TILE = 512
 """Rows that are mirrored at once, so that a tile and its mirror stay in cache."""
 
@@ -41,7 +46,7 @@ def kernel(
     outputs: str | Callable[[Any], Tensor] = "trace",
     parameters: Sequence[str] | None = None,
     *,
-    memory_bytes: int = 1 << 30,
+    memory_bytes: int = LEAST_ROOM,
     progress: Progress = lambda label, done, total: None,
 ) -> Tensor:
     r"""Products of the gradients of a model's outputs in its weights, for all pairs of rows.
@@ -125,6 +130,19 @@ def kernel(
     if is_full:
         return found.permute(0, 2, 1, 3)
     return found[:, 0, :, 0].to(torch.float64 if double else torch.float32)
+
+
+def room(device: torch.device) -> int:
+    """Bytes for factors where the kernel is the main work: a quarter of what is free there.
+
+    With more room there are fewer chunks, and gradients are written out less often.
+    """
+    free = None
+    if device.type == "cpu":
+        free = free_bytes()
+    elif device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    return LEAST_ROOM if free is None else max(LEAST_ROOM, free // 4)
 
 
 def _tell(progress: Progress, before: int, total: int, done: int, blocks: int) -> None:

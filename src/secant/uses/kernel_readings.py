@@ -23,11 +23,12 @@ from secant.engine.plan import Batch
 from secant.errors import InputError
 from secant.gauges.interval import jackknife_interval
 from secant.load.feed import Feed
+from secant.load.loaded import device_of
 from secant.maps.calls import first_tensor
 from secant.maps.weights import part_of, run
 from secant.readings import NO_INTERVAL, Reading, interval_of
 from secant.uses.first_order import UNITS, Sample
-from secant.uses.kernel import kernel
+from secant.uses.kernel import kernel, room
 from secant.uses.motion import MOST_OUTPUTS, in_rows, kernel_alignment, kernel_drift, sketched
 from secant.uses.pairs import WHOLE, line_between, random_line
 from secant.uses.scores import counted
@@ -149,7 +150,9 @@ def kernel_reader(sample: Sample, feed: Feed, seed: int) -> tuple[Callable[[], G
     names = [f"model.{name}" for name in sample.names]
 
     def gram_of() -> Gram:
-        return kernel(read, batch, outputs=outputs, parameters=names).to("cpu", torch.float64)
+        most = room(device_of(read))
+        gram = kernel(read, batch, outputs=outputs, parameters=names, memory_bytes=most)
+        return gram.to("cpu", torch.float64)
 
     return gram_of, {"outputs": width, "is_sketched": width > MOST_OUTPUTS}
 

@@ -19,11 +19,10 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from secant.engine.memory import free_bytes
 from secant.engine.plan import group_of
 from secant.errors import InputError
 from secant.maps.weights import Batch, rows_of
-from secant.uses.kernel import kernel
+from secant.uses.kernel import kernel, room
 from secant.uses.kernel_operator import Jacobian
 from secant.uses.linearize import Linearised
 
@@ -42,9 +41,6 @@ DENSE = 2048
 FOLDS = 5
 MEASURED = 64
 """Rows on which the mean diagonal is taken where the kernel is not formed, evenly spread."""
-
-SHARE, LEAST_ROOM = 0.25, 1 << 30
-"""What the kernel's factors may take of the free memory, and what they may take anyway, bytes."""
 
 TOLERANCE = 1e-6
 """Residual, relative to the targets, at which an iterative solution counts as one."""
@@ -114,7 +110,7 @@ def fit_tangent(
     if residual.numel() <= dense_limit:
         gram = kernel(
             linearised.model, data, outputs="full", parameters=names, progress=progress,
-            memory_bytes=_room(start.device),
+            memory_bytes=room(start.device),
         )  # fmt: skip
         alpha, found = _dense(gram.double(), residual, ridges)
     else:
@@ -124,16 +120,6 @@ def fit_tangent(
         for name, one in linearised.delta.named_parameters():
             one.copy_(step[name])
     return found
-
-
-def _room(device: torch.device) -> int:
-    """Bytes that the kernel's factors may take: rows in fewer chunks are written out less often."""
-    free = None
-    if device.type == "cpu":
-        free = free_bytes()
-    elif device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    return LEAST_ROOM if free is None else max(LEAST_ROOM, int(free * SHARE))
 
 
 def targets(labels: Tensor, outputs: Matrix) -> Matrix:
