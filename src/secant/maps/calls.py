@@ -1,7 +1,8 @@
 """Calls of modules inside one forward: told apart, watched, and changed.
 
-Holds: ``intercept`` and ``out_of_place``, contexts; ``version_of``; ``first_tensor`` and
-``with_first``, which read and replace the leading tensor of what a module takes or returns.
+Holds: ``intercept``, ``out_of_place`` and ``without_cache``, contexts; ``version_of``;
+``first_tensor`` and ``with_first``, which read and replace the leading tensor of what a module
+takes or returns.
 May import: torch, ``secant.errors``.
 
 A call of the model numbers the calls of each module within it: the first of module ``name`` is
@@ -164,3 +165,19 @@ def intercept(model: nn.Module, sites: Sequence[str], interceptor: Interceptor) 
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """A decoder does not return its keys and values within: they would count as outputs."""
+    config = getattr(model, "config", None)
+    had = getattr(config, "use_cache", None)
+    if had is None:
+        yield
+        return
+    assert config is not None
+    try:
+        config.use_cache = False
+        yield
+    finally:
+        config.use_cache = had

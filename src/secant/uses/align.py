@@ -12,8 +12,6 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from secant.load.feed import Feed
 from secant.load.huggingface import quiet
 from secant.load.models import Loaded, load_model
 from secant.load.options import LoadOptions
+from secant.maps.calls import without_cache
 from secant.maps.graph import AGREEMENT, export
 from secant.maps.permutations import Orders, permute
 from secant.maps.symmetries import Symmetries, find_symmetries
@@ -140,7 +139,7 @@ def align(
         raise InputError(f"align: method must be one of {', '.join(METHODS)}; got {method!r}.")
     first, second = _as_loaded(a), _as_loaded(b)
     _check_alike(first, second)
-    with _without_cache(first.model), _without_cache(second.model):
+    with without_cache(first.model), without_cache(second.model):
         if method == "activations":
             units = _units(second, data, column, rows)
             feeds = [
@@ -207,22 +206,6 @@ def _check_alike(first: Loaded, second: Loaded) -> None:
             f"align: {first.name!r} and {second.name!r} must have the same tensors; "
             f"{len(unlike)} differ: {listed}{more}. Align models of one architecture."
         )
-
-
-@contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
-    """A decoder does not return its keys and values within: they would count as outputs."""
-    config = getattr(model, "config", None)
-    had = getattr(config, "use_cache", None)
-    if had is None:
-        yield
-        return
-    assert config is not None
-    try:
-        config.use_cache = False
-        yield
-    finally:
-        config.use_cache = had
 
 
 def _units(loaded: Loaded, data: Any, column: str, rows: int | None) -> Units:
