@@ -125,9 +125,10 @@ def test_the_exception_stays_inside_a_function():
 def test_public_names():
     names = [
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError",
-        "LoadOptions", "Merge", "Reading", "Report", "SecantError", "StateError", "Tracker",
-        "align", "anatomy", "compare", "diff", "fit_tangent", "judge", "kernel", "linearize",
-        "merge", "merge_file", "pieces", "sketch_kernel", "survey", "tune",
+        "LoadOptions", "Merge", "Reading", "Report", "SecantError", "Separability", "StateError",
+        "Tracker", "align", "anatomy", "compare", "diff", "fit_tangent", "judge", "kernel",
+        "linearize", "merge", "merge_file", "pieces", "separable", "sketch_kernel", "survey",
+        "tune",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:

@@ -1,23 +1,25 @@
 """What convex combinations of two classes prove: that their hulls meet, or how near they come.
 
-Holds: ``interior_proof``, ``hull_distance``, ``meets_exactly``, ``free_columns``, ``signed``.
+Holds: ``proves_meeting``, ``interior_proof``, ``hull_distance``, ``meets_exactly``,
+``free_columns``, ``signed``.
 May import: numpy, scipy, ``secant.uses.exact_signs``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import qr, solve_triangular
+from scipy.linalg.lapack import dpotrf
 
 from secant.uses.exact_signs import TINY, Array, Whole, rounding, whole
 
 Mask = NDArray[np.bool_]
-CUTS = (0.0, 1e-12, 1e-9, 1e-6, 1e-4, 1e-3, 1e-2)
+CUTS = (0.0, 1e-9, 1e-6, 1e-3)
 """Shares of the largest weight under which a row may be left out of a combination."""
 
 DEPENDENT = 1e-10
@@ -34,7 +36,17 @@ def signed(rows: Array, is_positive: Mask) -> Array:
     other than 0 (Gordan 1873).
     """
     ones = np.ones((len(rows), 1))
-    return np.where(is_positive, 1.0, -1.0)[:, None] * np.concatenate([rows, ones], 1)
+    table: Array = np.where(is_positive, 1.0, -1.0)[:, None] * np.concatenate([rows, ones], 1)
+    return table
+
+
+def distinct_columns(rows: Array) -> NDArray[np.intp]:
+    """Columns that are not constant, the first of those that are equal."""
+    first: dict[bytes, int] = {}
+    for place, column in enumerate(np.ascontiguousarray((rows + 0.0).T)):  # -0 is 0
+        if (column != column[0]).any():
+            first.setdefault(column.tobytes(), place)
+    return np.array(sorted(first.values()), dtype=np.intp)
 
 
 def free_columns(rows: Array) -> NDArray[np.intp]:
@@ -44,12 +56,7 @@ def free_columns(rows: Array) -> NDArray[np.intp]:
     are fractions with denominators up to 64: each is checked in whole numbers. A dependence with
     other coefficients is not seen, and its column stays.
     """
-    rows = rows + 0.0  # no -0
-    first: dict[bytes, int] = {}
-    for place, column in enumerate(np.ascontiguousarray(rows.T)):
-        if (column != column[0]).any():
-            first.setdefault(column.tobytes(), place)
-    kept = np.array(sorted(first.values()), dtype=np.intp)
+    kept = distinct_columns(rows)
     if not 0 < len(kept) < len(rows):
         return kept
     centred = rows[:, kept] - rows[:, kept].mean(0)
@@ -80,20 +87,32 @@ def _is_affine_in(basis: Array, column: Array) -> bool:
     return not (entries[:, weights != 0] @ weights[weights != 0]).any()
 
 
-def interior_proof(rows: Array, is_positive: Mask, weights: Array) -> Array | None:
-    r"""Weights with which the hulls of the two classes are proven to meet, exactly; None if not.
+def proves_meeting(rows: Array, is_positive: Mask, weights: Array) -> bool:
+    r"""Whether these weights, all positive, prove that the hulls of the two classes meet, exactly.
 
-    Let A (n, k) be the signed rows with their free columns, of those with weight; P any square
-    matrix, B = A P. If λ > 0 and |λ B| / σ_min(B) < min λ, then λ - λ B (B'B)^-1 B' is positive and
-    exactly orthogonal to the columns of B, so to those of A: an exact combination lies near. P is
-    the inverse of A's triangular factor, so that σ_min(B) >= sqrt(1 - |I - B'B|) is near 1.
-    Every number is bounded with its rounding: B by γ_k |A| |P|, B'B by γ_n |B|², λ A by γ_n λ |A|.
+    Let A (n, k) be the signed rows with their free columns, P any square matrix, B = A P. If
+    |λ B| / σ_min(B) < min λ, then λ - λ B (B'B)^-1 B' is positive and exactly orthogonal to the
+    columns of B, so to those of A: an exact combination lies near. P is the inverse of a triangular
+    factor of A, so that σ_min(B) >= sqrt(1 - |I - B'B|) is near 1. Every number is bounded with its
+    rounding: B by γ_k |A| |P|, B'B by γ_n |B|², λ A by γ_n λ |A|.
+
+    Cost: some products (n, k) by (k, k).
+    """
+    if not weights.min() > 0:
+        return False
+    return any(
+        _shortfall(table, triangle, weights) < 1 for table, triangle in _tables(rows, is_positive)
+    )
+
+
+def interior_proof(rows: Array, is_positive: Mask, weights: Array) -> Array | None:
+    """Weights of which the positive ones pass `proves_meeting`, near the given; None if not found.
 
     Rows with little weight are left out, by growing cuts: those of one class alone to the far
     side of others may have none. None where no cut leaves a proof, as where hulls only touch in
     rows that are no more than their dimension.
 
-    Cost: some products (n, k) by (k, k) for each cut.
+    Cost: a product (k, n) by (n, k) and a factor for each cut, then that of the proof.
     """
     largest = float(weights.max())
     if not largest > 0:
@@ -104,25 +123,38 @@ def interior_proof(rows: Array, is_positive: Mask, weights: Array) -> Array | No
         if len(places) == before:
             continue
         before = len(places)
-        part = rows[places]
-        table = signed(part[:, free_columns(part)], is_positive[places])
-        if len(table) <= table.shape[1]:
-            return None
-        _, exponents = np.frexp(np.abs(table).max(0))
-        found = _proven(np.ldexp(table, -exponents), weights[places] / largest)
-        if found is not None:
-            proof = np.zeros(len(rows))
-            proof[places] = found
-            return proof
+        for table, triangle in _tables(rows[places], is_positive[places]):
+            found = weights[places]
+            for _ in range(2):
+                inner = solve_triangular(triangle, found @ table, trans="T", check_finite=False)
+                found = found - table @ solve_triangular(triangle, inner, check_finite=False)
+            # Half of what is needed: the same weights pass again whatever the order of sums.
+            if found.min() > 0 and _shortfall(table, triangle, found) < 0.5:
+                proof = np.zeros(len(rows))
+                proof[places] = found
+                return proof
     return None
 
 
-def _proven(table: Array, weights: Array) -> Array | None:
+def _tables(rows: Array, is_positive: Mask) -> Iterator[tuple[Array, Array]]:
+    """A with exact scales, and R with R'R near A'A, if columns are independent; the second way of
+    choosing them only if those of the first, which is cheap, are not.
+    """
+    for choose in (distinct_columns, free_columns):
+        table = signed(rows[:, choose(rows)], is_positive)
+        if len(table) <= table.shape[1]:
+            continue
+        _, exponents = np.frexp(np.abs(table).max(0))
+        table = np.ldexp(table, -exponents)
+        triangle = _triangle(table)
+        if triangle is not None:
+            yield table, triangle
+            return
+
+
+def _shortfall(table: Array, triangle: Array, weights: Array) -> float:
+    """An upper bound on |λ B| / (σ_min(B) min λ), rounded outward."""
     count, width = table.shape
-    triangle = qr(table, mode="r", check_finite=False)[0][:width]
-    sizes = np.abs(np.diag(triangle))
-    if not sizes.min() > 1e-13 * sizes.max():
-        return None
     inverse = solve_triangular(triangle, np.eye(width), check_finite=False)
     basis = table @ inverse
     error = rounding(width) * float(np.linalg.norm(np.abs(table) @ np.abs(inverse)))
@@ -130,16 +162,21 @@ def _proven(table: Array, weights: Array) -> Array | None:
     length = float(np.linalg.norm(basis))
     tilt = float(np.linalg.norm(np.eye(width) - basis.T @ basis)) + rounding(count + 2) * length**2
     if not tilt < 0.5:
-        return None
+        return math.inf
     least = math.sqrt(1 - tilt) * (1 - 1e-12) - error
-    for _ in range(2):
-        weights = weights - basis @ (basis.T @ weights)
-    smallest = float(weights.min())
-    if not (smallest > 0 and least > 0):
-        return None
     left = np.abs(weights @ table) + rounding(count + 1) * (weights @ np.abs(table)) + count * TINY
     residual = float(np.linalg.norm(np.abs(inverse).T @ left)) * (1 + rounding(width**2))
-    return weights if residual < (1 - 1e-6) * least * smallest else None
+    return residual / (least * float(weights.min())) * (1 + 1e-6) if least > 0 else math.inf
+
+
+def _triangle(table: Array) -> Array | None:
+    """R with R'R near A'A: by Cholesky where columns are far from dependent, which is faster."""
+    factor, failed = dpotrf(table.T @ table, lower=0, clean=1)
+    sizes = np.abs(np.diag(factor))
+    if failed or not sizes.min() > 1e-4 * sizes.max():
+        factor = qr(table, mode="r", check_finite=False)[0][: table.shape[1]]
+        sizes = np.abs(np.diag(factor))
+    return np.asarray(factor) if sizes.min() > 1e-13 * sizes.max() else None
 
 
 def hull_distance(rows: Array, is_positive: Mask, weights: Array) -> float:

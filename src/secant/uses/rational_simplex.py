@@ -15,7 +15,6 @@ import numpy as np
 
 from secant.uses.exact_signs import Whole
 
-
 GREEDY = 4
 """Pivots for each equation before least index takes over."""
 

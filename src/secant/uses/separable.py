@@ -12,11 +12,11 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from secant.errors import InputError
@@ -179,7 +179,8 @@ def separable(
             continue
         found.append(_lift(name, make(), numbers, names, has_pairs, seed, tell))
     return Separability(
-        None if loaded is None else loaded.name, units.name, len(units), names, found,
+        None if loaded is None else loaded.name, units.name, len(units),
+        list(names.values()), found,
         [] if feed is None else feed.notes, seed,
         {"seconds": time.perf_counter() - started}, versions(),
     )  # fmt: skip
@@ -214,7 +215,7 @@ def _classes(units: Units) -> Tensor:
             f"has {float(labels[odd]):g}. Give classes, not values."
         )
     numbers = labels.long()
-    if len(numbers.unique()) < 2:
+    if len(set(numbers.tolist())) < 2:
         raise InputError(
             f"separable: data {units.name!r} must have two classes; all {len(units)} units have "
             f"{int(numbers[0])}. Give data with more, or more --rows."
@@ -225,7 +226,7 @@ def _classes(units: Units) -> Tensor:
 def _names(units: Units, numbers: Tensor) -> dict[int, str]:
     """The classes that are there, by number."""
     names = units.classes
-    return {n: str(n) if names is None else names[n] for n in numbers.unique().tolist()}
+    return {n: str(n) if names is None else names[n] for n in sorted(set(numbers.tolist()))}
 
 
 def _makers(
@@ -238,7 +239,7 @@ def _makers(
         table = _table(units)
         for name in lifts or ["none"]:
             size = size_of(name, table.shape[1])
-            found.append((name, size, lambda name=name: lifted(name, table, seed)))
+            found.append((name, size, partial(lifted, name, table, seed)))
     elif feed is None or lifts:
         raise InputError(
             f"separable: data {units.name!r} must hold rows of numbers for "
@@ -253,8 +254,12 @@ def _makers(
 
         for site, features in site_features(feed, chosen, tell).items():
             _check_finite(features, f"site {site!r}")
-            found.append((f"site {site}", features.shape[1], lambda kept=features: kept))
+            found.append((f"site {site}", features.shape[1], partial(_kept, features)))
     return found
+
+
+def _kept(features: Array) -> Array:
+    return features
 
 
 def _table(units: Units) -> Array:
@@ -299,8 +304,8 @@ def _lift(
 ) -> Lifted:  # fmt: skip
     started = time.perf_counter()
     labels = numbers.numpy()
-    distinct = np.unique(table + 0.0, axis=0)
-    rank = _rank(distinct)
+    points = len({row.tobytes() for row in np.ascontiguousarray(table + 0.0)})  # -0 is 0
+    rank = _rank(table)
     order = np.random.default_rng(seed).permutation(len(labels))
     classes = list(names)
     splits, pairs = [], []
@@ -316,14 +321,14 @@ def _lift(
             pairs.append(replace(found, separation=_renumbered(found.separation, places)))
             tell(len(splits) + len(pairs))
     return Lifted(
-        name, table.shape[1], rank, len(distinct), float(chance(len(distinct), rank + 1)),
+        name, table.shape[1], rank, points, float(chance(points, rank + 1)),
         splits, pairs, time.perf_counter() - started,
     )  # fmt: skip
 
 
-def _rank(distinct: Array) -> int:
+def _rank(table: Array) -> int:
     """How many free features there are, in float64: no more than the rows less one."""
-    part = distinct[:, free_columns(distinct)]
+    part = table[:, free_columns(table)]
     if part.shape[1] == 0:
         return 0
     part = part - part.mean(0)

@@ -8,11 +8,13 @@ rational_simplex, separation_search).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secant.errors import InputError, UndecidedError
 from secant.uses.combinations import (
@@ -20,12 +22,14 @@ from secant.uses.combinations import (
     hull_distance,
     interior_proof,
     meets_exactly,
+    proves_meeting,
     signed,
 )
 from secant.uses.exact_signs import Array, Whole, below, exact_signs, whole
 from secant.uses.rational_simplex import alternative
-from secant.uses.separation_search import Candidate, candidates
+from secant.uses.separation_search import METHODS, Candidate, View, newton, programmes
 
+Places = NDArray[np.intp]
 Verdict = Literal["separable", "not separable", "no margin above eps"]
 Kind = Literal[
     "plane", "plane in fractions", "equal rows", "combination", "exact combination",
@@ -98,8 +102,8 @@ def decide(rows: Array, is_positive: Mask) -> Separation:
     twins = _twins(rows, is_positive)
     if isinstance(twins, Certificate):
         return Separation("not separable", twins, None, 0.0, "equal rows")
-    single = np.array(twins, dtype=np.intp)
-    return _Decision(rows, is_positive, single).run()
+    with np.errstate(all="ignore"):  # what overflows proves nothing, and is passed over
+        return _Decision(rows, is_positive, np.array(twins, dtype=np.intp)).run()
 
 
 def check(rows: Array, is_positive: Mask, certificate: Certificate) -> Verdict | None:
@@ -108,9 +112,7 @@ def check(rows: Array, is_positive: Mask, certificate: Certificate) -> Verdict |
     Cost: one product for a plane; some (n, d) by (d, d) for an interior combination.
     """
     kind = certificate.kind
-    if kind == "plane":
-        return "separable" if _least(rows, is_positive, certificate) is not None else None
-    if kind == "plane in fractions":
+    if kind in ("plane", "plane in fractions"):
         return "separable" if _least(rows, is_positive, certificate) is not None else None
     assert certificate.rows is not None
     places = np.array(certificate.rows, dtype=np.intp)
@@ -120,13 +122,13 @@ def check(rows: Array, is_positive: Mask, certificate: Certificate) -> Verdict |
         return "not separable" if is_equal else None
     assert certificate.weights is not None
     if kind == "exact combination":
-        fractions = {place: Fraction(one) for place, one in enumerate(certificate.weights)}
+        fractions = {place: Fraction(str(one)) for place, one in enumerate(certificate.weights)}
         table, _ = whole(signed(rows[places], is_positive[places]))
         return "not separable" if meets_exactly(table, fractions) else None
     weights = np.array(certificate.weights, dtype=np.float64)
     if kind == "interior combination":
-        found = interior_proof(rows[places], is_positive[places], weights)
-        return None if found is None else "not separable"
+        is_proof = proves_meeting(rows[places], is_positive[places], weights)
+        return "not separable" if is_proof else None
     gap = hull_distance(rows[places], is_positive[places], weights) / 2 / radius_of(rows)[0]
     return "no margin above eps" if gap <= LARGEST_EPS else None
 
@@ -169,39 +171,48 @@ def _least(rows: Array, is_positive: Mask, certificate: Certificate) -> float | 
     if min(values) <= 0:
         return None
     squares = sum(one * one for one in plane[:-1])
-    least = Fraction(int(min(values)), scale) * Fraction(2) ** exponent
-    return math.sqrt(below(least * least / squares)) * (1 - 1e-9) if squares else 0.0
+    nearest = Fraction(int(min(values)), scale) * Fraction(2) ** exponent
+    return math.sqrt(below(nearest * nearest / squares)) * (1 - 1e-9) if squares else 0.0
 
 
 class _Decision:
     """One run of `decide`: the rows without repeats, and the best found so far."""
 
-    def __init__(self, rows: Array, is_positive: Mask, places: Array) -> None:
+    def __init__(self, rows: Array, is_positive: Mask, places: Places) -> None:
         self.places = places
         self.rows, self.is_positive = rows[places], is_positive[places]
-        self.radius = radius_of(self.rows)
+        self.radius = radius_of(rows)
         self.nearest = math.inf
         self.weights: Array | None = None
         self.method = ""
 
     def run(self) -> Separation:
         """The verdict."""
+        view, sides = View(self.rows), np.where(self.is_positive, 1.0, -1.0)
+        for search in (newton, programmes):
+            found = self.tried(search(view, sides))
+            if found is not None:
+                return found
+        return self.exactly() or self.nearly()
+
+    def tried(self, candidates: Iterator[Candidate]) -> Separation | None:
+        """The first proof that the classes cannot be separated, or the widest plane that does."""
         best: tuple[float, Certificate, str] | None = None
-        for candidate in candidates(self.rows, self.is_positive):
+        for candidate in candidates:
             self.consider(candidate)
             if candidate.plane is not None:
                 proof = Certificate("plane", plane=candidate.plane.tolist())
                 least = _least(self.rows, self.is_positive, proof)
                 if least is not None and (best is None or least > best[0]):
                     best = least, proof, candidate.method
-            elif best is None and candidate.weights is not None:
+            if best is None and candidate.weights is not None:
                 proven = interior_proof(self.rows, self.is_positive, candidate.weights)
                 if proven is not None:
                     proof = self.combination("interior combination", proven)
                     return Separation("not separable", proof, None, 0.0, candidate.method)
-        if best is not None:
-            return self.separable(*best)
-        return self.exactly() or self.nearly()
+            if best is not None and candidate.method in METHODS:
+                break
+        return None if best is None else self.separable(*best)
 
     def consider(self, candidate: Candidate) -> None:
         """Keep the combination whose two points are nearest."""
@@ -223,8 +234,10 @@ class _Decision:
 
     def exactly(self) -> Separation | None:
         """In whole numbers, on as few rows as will do: those with weight, then those violated."""
+        width = self.rows.shape[1] + 1
+        if width**4 > EXACT_WORK:
+            return None
         table, exponents = _by_column(signed(self.rows, self.is_positive))
-        width = table.shape[1]
         bits = max(int(abs(one)).bit_length() for one in table.flat)
         if width**4 * bits > EXACT_WORK:
             return None

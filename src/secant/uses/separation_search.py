@@ -1,12 +1,12 @@
 """Where planes and combinations that may decide separability come from; none is proven here.
 
-Holds: ``candidates``, ``Candidate``.
+Holds: ``newton``, ``programmes``, ``View``, ``Candidate``.
 May import: numpy, scipy, ``secant.uses`` (combinations, exact_signs).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,14 +15,16 @@ from scipy.linalg.lapack import dpotrf, dpotrs
 from scipy.optimize import linprog
 from scipy.special import expit
 
-from secant.uses.combinations import Mask, free_columns
+from secant.uses.combinations import free_columns
 from secant.uses.exact_signs import Array
 
 STEPS = 40
-POLISHING = 8
-"""Newton steps after a plane is found: each makes its margin larger."""
+WIDEST_GAP = 1e-4
 
-FIRST_PROOF, NEXT_PROOF, CONVERGED = 1e-3, 1e-3, 1e-15
+SHRINKING = 0.7
+"""A row whose weight falls below this share in a step is on its way to none."""
+
+FIRST_PROOF, NEXT_PROOF, CONVERGED = 0.1, 1e-2, 1e-15
 """Squared Newton decrement from which weights are worth a proof, its factor from one to the next,
 and where steps end."""
 
@@ -37,20 +39,7 @@ class Candidate(NamedTuple):
     weights: Array | None
 
 
-def candidates(rows: Array, is_positive: Mask) -> Iterator[Candidate]:
-    """Newton's steps on the logistic loss, then the linear programme by each method of HiGHS.
-
-    rows (n, d), of which no two are equal. Once a Newton step separates, a few more follow and no
-    programme.
-    """
-    view = _View(rows)
-    sides = np.where(is_positive, 1.0, -1.0)
-    has_plane = yield from _newton(view, sides)
-    if not has_plane:
-        yield from _programmes(view, sides)
-
-
-class _View:
+class View:
     """The rows in coordinates fit for float64, with a last column of ones: `table` (n, k).
 
     Centred and scaled free columns; where they are more than the rows, the coordinates of the rows
@@ -88,29 +77,108 @@ class _View:
         return np.append(w, -(low / 2 + high / 2))
 
 
-def _newton(view: _View, sides: Array) -> Generator[Candidate, None, bool]:
-    """Newton's method on the sum of log(1 + exp(-y (w·x + b))): True if some step separates."""
+def newton(view: View, sides: Array) -> Iterator[Candidate]:
+    """Newton's method on the sum of log(1 + exp(-y (w·x + b))), then the widest plane if any.
+
+    Where some rows can be moved away from all others, as those with the one value of a column that
+    is 0 elsewhere, there is no minimum: their weights shrink by a factor of e a step, for ever,
+    and those of the others settle. So rows with shrinking weights are left out of a proof.
+    """
     signed = sides[:, None] * view.table
     v = np.zeros(signed.shape[1])
     margins = np.zeros(len(signed))
-    proof_at, left = FIRST_PROOF, POLISHING
-    has_plane = False
+    before = np.zeros(len(signed))
+    proof_at = FIRST_PROOF
     for _ in range(STEPS):
         weights = expit(-margins)
         gradient = weights @ signed
         step = _solved(signed, weights * expit(margins), gradient)
         decrement = float(gradient @ step)
-        if decrement < proof_at and not has_plane:
+        if decrement < proof_at:
             proof_at = decrement * NEXT_PROOF
-            yield Candidate("Newton", None, weights)
-        if not decrement > CONVERGED or not left:
+            yield Candidate("Newton", None, np.where(weights > SHRINKING * before, weights, 0.0))
+        if not decrement > CONVERGED:
             break
         v, margins = _stepped(signed, v, margins, step, decrement)
+        before = weights
         plane = view.plane(v, sides)
         if plane is not None:
-            has_plane, left = True, left - 1
             yield Candidate("Newton", plane, expit(-margins))
-    return has_plane
+            yield from _widest(view.rows, sides, plane)
+            return
+
+
+def _widest(rows: Array, sides: Array, plane: Array) -> Iterator[Candidate]:
+    """The plane of largest margin, from one that separates: Mehrotra's method on the programme
+    least |w|² with y (w·x + b) >= 1, whose multipliers weigh the nearest points of the hulls.
+
+    In the rows' own geometry: centred, or as coordinates in their span where features are more.
+    Source: Mehrotra 1992, SIAM Journal on Optimization 2, for its predictor and corrector.
+    """
+    middle = rows.mean(0)
+    table = rows - middle
+    radius = float(np.sqrt(np.square(table).sum(1).max()))
+    table, back = table / radius, None
+    slopes = plane[:-1] * radius
+    if table.shape[1] > len(table):
+        values, vectors = eigh(table @ table.T, check_finite=False)
+        is_kept = values > 1e-14 * values[-1]
+        lengths = np.sqrt(values[is_kept])
+        back = table.T @ (vectors[:, is_kept] / lengths)
+        table, slopes = vectors[:, is_kept] * lengths, slopes @ back
+    signed = sides[:, None] * np.append(table, np.ones((len(table), 1)), 1)
+    v = np.append(slopes, 0.0)
+    places = table @ slopes
+    v[-1] = -(places[sides > 0].min() + places[sides < 0].max()) / 2
+    if not (signed @ v).min() > 0:
+        return
+    v, weights = _mehrotra(signed, 2 * v / (signed @ v).min())
+    w = v[:-1] if back is None else back @ v[:-1]
+    w /= np.abs(w).max()
+    along = rows @ w
+    b = -(along[sides > 0].min() / 2 + along[sides < 0].max() / 2)
+    yield Candidate("widest plane", np.append(w, b), weights)
+
+
+def _mehrotra(signed: Array, v: Array) -> tuple[Array, Array]:
+    """v and multipliers for: least |v|² / 2 without its last entry, with A v >= 1.
+
+    Until the gap between the two problems is under `WIDEST_GAP` of |v|², or steps run out.
+    """
+    count, width = signed.shape
+    slack = signed @ v - 1
+    free = np.append(np.ones(width - 1), 0.0)
+    weights = np.full(count, float(free @ v**2) / count) / slack
+    for _ in range(STEPS):
+        gap = float(weights @ slack)
+        if gap < WIDEST_GAP * float(free @ v**2):
+            break
+        dual, primal = free * v - weights @ signed, signed @ v - 1 - slack
+        pull = weights / slack
+        hessian = np.diag(free) + (pull[:, None] * signed).T @ signed
+        factor, failed = dpotrf(hessian, lower=1, clean=0)
+        if failed:
+            break
+        target, shift = -weights * slack, np.zeros(count)
+        for is_corrector in (False, True):
+            right = -dual + (target / slack - pull * primal) @ signed
+            step = dpotrs(factor, right, lower=1)[0]
+            d_slack = signed @ step + primal
+            d_weights = target / slack - pull * d_slack
+            length = min(_room(slack, d_slack), _room(weights, d_weights))
+            if not is_corrector:
+                after = float((weights + length * d_weights) @ (slack + length * d_slack))
+                shift = (after / gap) ** 3 * gap / count - d_weights * d_slack
+                target = target + shift
+        v, slack = v + length * step, slack + length * d_slack
+        weights = weights + length * d_weights
+    return v, weights
+
+
+def _room(values: Array, step: Array) -> float:
+    """The longest step, up to 1, that keeps a hundredth of every value."""
+    falls = step < 0
+    return min(1.0, 0.99 * float((values[falls] / -step[falls]).min(initial=2.0)))
 
 
 def _solved(signed: Array, curvature: Array, gradient: Array) -> Array:
@@ -146,7 +214,7 @@ def _stepped(
     return v + length * step, margins + length * along
 
 
-def _programmes(view: _View, sides: Array) -> Iterator[Candidate]:
+def programmes(view: View, sides: Array) -> Iterator[Candidate]:
     """Largest t with y (w·x + b) >= t for every row and all of |w|, |b| at most 1.
 
     Its multipliers are weights λ whose combination λ A has t as the sum of its absolute values.
@@ -161,7 +229,7 @@ def _programmes(view: _View, sides: Array) -> Iterator[Candidate]:
             bounds=[(-1, 1)] * width + [(None, 1)],
             method=method,
         )
-        if found.x is None:
+        if found.status != 0:
             continue
         plane = view.plane(found.x[:-1], sides) if np.any(found.x[:-1]) else None
         weights = np.maximum(-found.ineqlin.marginals, 0.0)
