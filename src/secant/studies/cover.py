@@ -52,7 +52,7 @@ def measure(points: int, trials: int, seed: int) -> dict[str, Any]:
         if labels.all() or not labels.any():
             separable += 1  # a plane with all points on one side
             continue
-        found = decide(rows, labels)
+        found = decide(rows, labels, is_widest=False)
         separable += found.verdict == "separable"
         kinds[found.certificate.kind] = kinds.get(found.certificate.kind, 0) + 1
     return {"points": points, "trials": trials, "separable": separable, "certificates": kinds}

@@ -33,9 +33,13 @@ from secant.uses.combinations import Mask, free_columns
 from secant.uses.cover import chance
 from secant.uses.exact_signs import Array
 from secant.uses.lifts import check_lifts, lifted, site_features, size_of
+from secant.uses.points import Points
 from secant.uses.separation import Separation, decide
 
 Progress = Callable[[str, int, int], None]
+
+Maker = tuple[str, int, Callable[[], Array]]
+"""A lift's name, its count of features, and what makes its table."""
 
 LARGEST_TABLE = 40_000_000
 """Numbers that a lift may make: 320 MB of float64."""
@@ -165,6 +169,20 @@ def separable(
     numbers = _classes(units)
     names = _names(units, numbers)
     makers = _makers(units, feed, lifts, sites, seed, progress)
+    found = _decided(makers, numbers, names, has_pairs, seed, progress)
+    return Separability(
+        None if loaded is None else loaded.name, units.name, len(units),
+        list(names.values()), found,
+        [] if feed is None else feed.notes, seed,
+        {"seconds": time.perf_counter() - started}, versions(),
+    )  # fmt: skip
+
+
+def _decided(
+    makers: list[Maker], numbers: Tensor, names: dict[int, str], has_pairs: bool, seed: int,
+    progress: Progress,
+) -> list[Lifted]:  # fmt: skip
+    """Every lift's table made, and let go again, with its verdicts."""
     turns = len(names) if len(names) > 2 else 1
     turns += has_pairs * len(names) * (len(names) - 1) // 2
     found = []
@@ -174,16 +192,11 @@ def separable(
         def tell(count: int, done: int = done) -> None:
             progress("separable", done + count, turns * len(makers))
 
-        if len(units) * size > LARGEST_TABLE:
-            found.append(_left_out(name, size, len(units)))
+        if len(numbers) * size > LARGEST_TABLE:
+            found.append(_left_out(name, size, len(numbers)))
             continue
         found.append(_lift(name, make(), numbers, names, has_pairs, seed, tell))
-    return Separability(
-        None if loaded is None else loaded.name, units.name, len(units),
-        list(names.values()), found,
-        [] if feed is None else feed.notes, seed,
-        {"seconds": time.perf_counter() - started}, versions(),
-    )  # fmt: skip
+    return found
 
 
 def _units(
@@ -232,9 +245,9 @@ def _names(units: Units, numbers: Tensor) -> dict[int, str]:
 def _makers(
     units: Units, feed: Feed | None, lifts: Sequence[str] | None, sites: Sequence[str] | None,
     seed: int, progress: Progress,
-) -> list[tuple[str, int, Callable[[], Array]]]:  # fmt: skip
-    """Each lift's name, its count of features, and what makes its table."""
-    found: list[tuple[str, int, Callable[[], Array]]] = []
+) -> list[Maker]:  # fmt: skip
+    """The lifts of the rows, then the sites of the model."""
+    found: list[Maker] = []
     if units.tensor is not None:
         table = _table(units)
         for name in lifts or ["none"]:
@@ -266,11 +279,6 @@ def _table(units: Units) -> Array:
     """The rows as float64, exactly, flattened."""
     assert units.tensor is not None
     rows = units.tensor.reshape(len(units), -1)
-    if rows.shape[1] == 0:
-        raise InputError(
-            f"separable: data {units.name!r} must have a feature; got rows of shape "
-            f"{tuple(units.tensor.shape[1:])}. Give at least one number a row."
-        )
     if not rows.is_floating_point() and bool((rows.abs() > LARGEST_WHOLE).any()):
         raise InputError(
             f"separable: whole numbers in data {units.name!r} must be at most 2^53, or they lose "
@@ -304,24 +312,25 @@ def _lift(
 ) -> Lifted:  # fmt: skip
     started = time.perf_counter()
     labels = numbers.numpy()
-    points = len({row.tobytes() for row in np.ascontiguousarray(table + 0.0)})  # -0 is 0
-    rank = _rank(table)
+    points, rank = Points(table), _rank(table)
     order = np.random.default_rng(seed).permutation(len(labels))
     classes = list(names)
     splits, pairs = [], []
     for one in classes if len(classes) > 2 else classes[1:]:
-        splits.append(_split(table, labels == one, order, names[one], None))
+        splits.append(_split(points, labels == one, order, names[one], None))
         tell(len(splits))
     if has_pairs:
         for one, other in itertools.combinations(classes, 2):
             places = np.flatnonzero((labels == one) | (labels == other))
             mixed = order[np.isin(order, places)]
             mixed = np.argsort(np.argsort(mixed))
-            found = _split(table[places], labels[places] == one, mixed, names[one], names[other])
+            found = _split(
+                Points(table[places]), labels[places] == one, mixed, names[one], names[other]
+            )
             pairs.append(replace(found, separation=_renumbered(found.separation, places)))
             tell(len(splits) + len(pairs))
     return Lifted(
-        name, table.shape[1], rank, points, float(chance(points, rank + 1)),
+        name, table.shape[1], rank, len(points.first), float(chance(len(points.first), rank + 1)),
         splits, pairs, time.perf_counter() - started,
     )  # fmt: skip
 
@@ -338,11 +347,11 @@ def _rank(table: Array) -> int:
     return int(np.linalg.matrix_rank(part, tol=1e-10 * float(np.linalg.norm(part))))
 
 
-def _split(table: Array, is_one: Mask, order: Any, name: str, other: str | None) -> Split:
+def _split(points: Points, is_one: Mask, order: Any, name: str, other: str | None) -> Split:
     started = time.perf_counter()
-    found = decide(table, is_one)
+    found = decide(points, is_one)
     seconds = time.perf_counter() - started
-    shuffled = decide(table, is_one[order]).verdict
+    shuffled = decide(points, is_one[order], is_widest=False).verdict
     counts = int(is_one.sum()), int((~is_one).sum())
     return Split(name, other, counts, found, shuffled, seconds)
 

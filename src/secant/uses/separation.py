@@ -2,7 +2,7 @@
 
 Holds: ``decide``; ``Separation``, ``Certificate``, ``check``.
 May import: numpy, ``secant.errors``, ``secant.uses`` (combinations, exact_signs,
-rational_simplex, separation_search).
+points, rational_simplex, separation_search).
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from fractions import Fraction
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from secant.errors import InputError, UndecidedError
+from secant.errors import UndecidedError
 from secant.uses.combinations import (
     Mask,
     hull_distance,
@@ -26,10 +25,10 @@ from secant.uses.combinations import (
     signed,
 )
 from secant.uses.exact_signs import Array, Whole, below, exact_signs, whole
+from secant.uses.points import Points, radius_of
 from secant.uses.rational_simplex import alternative
-from secant.uses.separation_search import METHODS, Candidate, View, newton, programmes
+from secant.uses.separation_search import METHODS, Candidate, newton, programmes
 
-Places = NDArray[np.intp]
 Verdict = Literal["separable", "not separable", "no margin above eps"]
 Kind = Literal[
     "plane", "plane in fractions", "equal rows", "combination", "exact combination",
@@ -38,8 +37,6 @@ Kind = Literal[
 
 LARGEST_EPS = 1e-6
 """A combination that leaves a larger gap, in the data's radius, is no verdict."""
-
-LARGEST = 1e60
 
 EXACT_WORK = 5e7
 """Largest (features + 1)^4 times bits for which whole numbers are tried: a second or two. So 30
@@ -79,7 +76,7 @@ class Separation:
     method: str
 
 
-def decide(rows: Array, is_positive: Mask) -> Separation:
+def decide(rows: Array | Points, is_positive: Mask, *, is_widest: bool = True) -> Separation:
     """Whether some plane has every row of the class on one side and all others on the other.
 
     rows (n, d), finite, float64, taken as the rationals that they are; is_positive (n,), both
@@ -87,23 +84,21 @@ def decide(rows: Array, is_positive: Mask) -> Separation:
     minimum is a combination of the rows that is 0 and exists only if they are not separable (Albert
     and Anderson 1984); HiGHS on the linear programme, interior point first; whole numbers where
     `EXACT_WORK` allows. Each proposes planes or combinations; only what `check` proves counts.
+    Unless `is_widest`, the first plane will do, and the margin's bounds are far apart. Give
+    `Points` to decide several labellings of the same rows.
 
     Raises: `UndecidedError` if nothing was proven, and no combination comes within 1e-6 radii;
-    `InputError` for numbers so large or small that their products would leave float64.
+    `InputError` as `Points`.
 
     Cost: about ten products (d, n) by (n, d) and as many Cholesky factors.
     """
-    sizes = np.abs(rows[rows != 0])
-    if sizes.size and not (sizes.max() <= LARGEST and sizes.min() >= 1 / LARGEST):
-        raise InputError(
-            f"separable: numbers must be 0 or from {1 / LARGEST:g} to {LARGEST:g} in size; got "
-            f"{sizes.min():.1e} to {sizes.max():.1e}. Scale the columns by powers of two."
-        )
-    twins = _twins(rows, is_positive)
-    if isinstance(twins, Certificate):
-        return Separation("not separable", twins, None, 0.0, "equal rows")
+    points = rows if isinstance(rows, Points) else Points(rows)
+    twins = points.twins(is_positive)
+    if twins is not None:
+        proof = Certificate("equal rows", rows=list(twins))
+        return Separation("not separable", proof, None, 0.0, "equal rows")
     with np.errstate(all="ignore"):  # what overflows proves nothing, and is passed over
-        return _Decision(rows, is_positive, np.array(twins, dtype=np.intp)).run()
+        return _Decision(points, is_positive).run(is_widest=is_widest)
 
 
 def check(rows: Array, is_positive: Mask, certificate: Certificate) -> Verdict | None:
@@ -131,22 +126,6 @@ def check(rows: Array, is_positive: Mask, certificate: Certificate) -> Verdict |
         return "not separable" if is_proof else None
     gap = hull_distance(rows[places], is_positive[places], weights) / 2 / radius_of(rows)[0]
     return "no margin above eps" if gap <= LARGEST_EPS else None
-
-
-def radius_of(rows: Array) -> tuple[float, float]:
-    """The largest distance of a row from the mean, rounded down and up."""
-    found = math.sqrt(float(np.square(rows - rows.mean(0)).sum(1).max()))
-    return found * (1 - 1e-9), found * (1 + 1e-9)
-
-
-def _twins(rows: Array, is_positive: Mask) -> Certificate | list[int]:
-    """Two equal rows of both classes, or the first of each set of equal rows."""
-    first: dict[bytes, int] = {}
-    for place, row in enumerate(np.ascontiguousarray(rows + 0.0)):  # -0 is 0
-        other = first.setdefault(row.tobytes(), place)
-        if is_positive[other] != is_positive[place]:
-            return Certificate("equal rows", rows=[other, place])
-    return list(first.values())
 
 
 def _least(rows: Array, is_positive: Mask, certificate: Certificate) -> float | None:
@@ -178,22 +157,19 @@ def _least(rows: Array, is_positive: Mask, certificate: Certificate) -> float | 
 class _Decision:
     """One run of `decide`: the rows without repeats, and the best found so far."""
 
-    def __init__(self, rows: Array, is_positive: Mask, places: Places) -> None:
-        self.places = places
-        self.rows, self.is_positive = rows[places], is_positive[places]
-        self.radius = radius_of(rows)
+    def __init__(self, points: Points, is_positive: Mask) -> None:
+        self.places, self.view, self.radius = points.first, points.view, points.radius
+        self.rows, self.is_positive = points.view.rows, is_positive[points.first]
         self.nearest = math.inf
         self.weights: Array | None = None
         self.method = ""
 
-    def run(self) -> Separation:
+    def run(self, *, is_widest: bool) -> Separation:
         """The verdict."""
-        view, sides = View(self.rows), np.where(self.is_positive, 1.0, -1.0)
-        for search in (newton, programmes):
-            found = self.tried(search(view, sides))
-            if found is not None:
-                return found
-        return self.exactly() or self.nearly()
+        sides = np.where(self.is_positive, 1.0, -1.0)
+        found = self.tried(newton(self.view, sides, is_widest=is_widest))
+        found = found or self.tried(programmes(self.view, sides))
+        return found or self.exactly() or self.nearly()
 
     def tried(self, candidates: Iterator[Candidate]) -> Separation | None:
         """The first proof that the classes cannot be separated, or the widest plane that does."""

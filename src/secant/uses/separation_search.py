@@ -1,7 +1,7 @@
 """Where planes and combinations that may decide separability come from; none is proven here.
 
-Holds: ``newton``, ``programmes``, ``View``, ``Candidate``.
-May import: numpy, scipy, ``secant.uses`` (combinations, exact_signs).
+Holds: ``newton``, ``programmes``, ``Candidate``.
+May import: numpy, scipy, ``secant.uses`` (exact_signs, points).
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import eigh
 from scipy.linalg.lapack import dpotrf, dpotrs
 from scipy.optimize import linprog
 from scipy.special import expit
 
-from secant.uses.combinations import free_columns
 from secant.uses.exact_signs import Array
+from secant.uses.points import View
 
 STEPS = 40
 WIDEST_GAP = 1e-4
@@ -39,46 +38,8 @@ class Candidate(NamedTuple):
     weights: Array | None
 
 
-class View:
-    """The rows in coordinates fit for float64, with a last column of ones: `table` (n, k).
-
-    Centred and scaled free columns; where they are more than the rows, the coordinates of the rows
-    in their own span.
-    """
-
-    def __init__(self, rows: Array) -> None:
-        self.rows = rows
-        self.columns = free_columns(rows)
-        part = rows[:, self.columns]
-        with np.errstate(over="ignore"):
-            scale = part.std(0)
-        self.scale = np.where((scale > 0) & np.isfinite(scale), scale, 1.0)
-        centred = (part - part.mean(0)) / self.scale
-        self.back: Array | None = None
-        if centred.shape[1] >= len(rows):
-            values, vectors = eigh(centred @ centred.T, check_finite=False)
-            is_kept = values > 1e-13 * values[-1]
-            lengths = np.sqrt(values[is_kept])
-            self.back = centred.T @ (vectors[:, is_kept] / lengths)
-            centred = vectors[:, is_kept] * lengths
-        self.table = np.concatenate([centred, np.ones((len(rows), 1))], 1)
-
-    def plane(self, v: Array, sides: Array) -> Array | None:
-        """(w, b) with b half-way between the classes; None if they overlap along w."""
-        w = np.zeros(self.rows.shape[1])
-        slopes = v[:-1] if self.back is None else self.back @ v[:-1]
-        w[self.columns] = slopes / self.scale
-        with np.errstate(over="ignore", invalid="ignore"):
-            w /= np.abs(w).max()
-            places = self.rows @ w
-        low, high = places[sides > 0].min(), places[sides < 0].max()
-        if not low > high:
-            return None
-        return np.append(w, -(low / 2 + high / 2))
-
-
-def newton(view: View, sides: Array) -> Iterator[Candidate]:
-    """Newton's method on the sum of log(1 + exp(-y (w·x + b))), then the widest plane if any.
+def newton(view: View, sides: Array, *, is_widest: bool) -> Iterator[Candidate]:
+    """Newton's method on the sum of log(1 + exp(-y (w·x + b))), then, if asked, the widest plane.
 
     Where some rows can be moved away from all others, as those with the one value of a column that
     is 0 elsewhere, there is no minimum: their weights shrink by a factor of e a step, for ever,
@@ -104,40 +65,28 @@ def newton(view: View, sides: Array) -> Iterator[Candidate]:
         plane = view.plane(v, sides)
         if plane is not None:
             yield Candidate("Newton", plane, expit(-margins))
-            yield from _widest(view.rows, sides, plane)
+            if is_widest:
+                yield from _widest(view, sides, plane)
             return
 
 
-def _widest(rows: Array, sides: Array, plane: Array) -> Iterator[Candidate]:
+def _widest(view: View, sides: Array, plane: Array) -> Iterator[Candidate]:
     """The plane of largest margin, from one that separates: Mehrotra's method on the programme
     least |w|² with y (w·x + b) >= 1, whose multipliers weigh the nearest points of the hulls.
 
-    In the rows' own geometry: centred, or as coordinates in their span where features are more.
     Source: Mehrotra 1992, SIAM Journal on Optimization 2, for its predictor and corrector.
     """
-    middle = rows.mean(0)
-    table = rows - middle
-    radius = float(np.sqrt(np.square(table).sum(1).max()))
-    table, back = table / radius, None
-    slopes = plane[:-1] * radius
-    if table.shape[1] > len(table):
-        values, vectors = eigh(table @ table.T, check_finite=False)
-        is_kept = values > 1e-14 * values[-1]
-        lengths = np.sqrt(values[is_kept])
-        back = table.T @ (vectors[:, is_kept] / lengths)
-        table, slopes = vectors[:, is_kept] * lengths, slopes @ back
-    signed = sides[:, None] * np.append(table, np.ones((len(table), 1)), 1)
-    v = np.append(slopes, 0.0)
-    places = table @ slopes
-    v[-1] = -(places[sides > 0].min() + places[sides < 0].max()) / 2
+    shape = view.shape
+    slopes = plane[:-1] if shape.back is None else plane[:-1] @ shape.back
+    signed = sides[:, None] * np.append(shape.table, np.ones((len(shape.table), 1)), 1)
+    places = shape.table @ slopes
+    v = np.append(slopes, -(places[sides > 0].min() + places[sides < 0].max()) / 2)
     if not (signed @ v).min() > 0:
         return
     v, weights = _mehrotra(signed, 2 * v / (signed @ v).min())
-    w = v[:-1] if back is None else back @ v[:-1]
-    w /= np.abs(w).max()
-    along = rows @ w
-    b = -(along[sides > 0].min() / 2 + along[sides < 0].max() / 2)
-    yield Candidate("widest plane", np.append(w, b), weights)
+    found = view.halved(v[:-1] if shape.back is None else shape.back @ v[:-1], sides)
+    if found is not None:
+        yield Candidate("widest plane", found, weights)
 
 
 def _mehrotra(signed: Array, v: Array) -> tuple[Array, Array]:
