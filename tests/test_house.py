@@ -174,8 +174,17 @@ except SystemExit as end:
         "args = ['diff', '--help']" + HELP,
         "args = ['compare', '--help']" + HELP,
         "args = ['tune', '--help']" + HELP,
+        "args = ['separable', '--help']" + HELP,
     ],
-    ids=["import", "help", "report help", "diff help", "compare help", "tune help"],
+    ids=[
+        "import",
+        "help",
+        "report help",
+        "diff help",
+        "compare help",
+        "tune help",
+        "separable help",
+    ],
 )
 def test_no_torch_is_loaded(code):
     heavy = "\nprint('HEAVY', sorted({'torch', 'numpy', 'sklearn', 'scipy'} & set(sys.modules)))"

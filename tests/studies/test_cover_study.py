@@ -72,7 +72,17 @@ def test_a_small_run_is_written_down_and_goes_on_after_a_kill(tmp_path, monkeypa
 
 def test_a_wrong_law_is_refuted(monkeypatch):
     monkeypatch.setattr(cover, "chance", lambda points, dimension: chance(points, dimension + 4))
-    assert study(counts=(36, 40, 44), trials=100).verdict == "refuted"
+    found = study(counts=(36, 40, 44), trials=100)
+    assert found.verdict == "refuted"
+    assert {one.verdict for one in found.figures} == {"refuted"}
+
+
+def test_one_interval_that_misses_is_no_refutation(monkeypatch):
+    """45 of 60 where 30 are expected is too far; 38 (two standard errors) is not."""
+    for count, verdict in ((45, "refuted"), (38, "undecided"), (31, "supported")):
+        found = {"points": 40, "trials": 60, "separable": count, "certificates": {}}
+        monkeypatch.setattr(cover, "measure", lambda *_, found=found: found)
+        assert study(counts=(40,), trials=60).figures[0].verdict == verdict
 
 
 def test_the_command(run, tmp_path, monkeypatch):

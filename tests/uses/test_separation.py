@@ -274,12 +274,16 @@ def test_no_weights_prove_that_separable_sets_meet(seed):
     assert interior_proof(rows, is_positive, weights) is None
 
 
-@given(st.integers(0, 10**6), st.sampled_from([0.0, 1e8]))
-@settings(max_examples=40, deadline=None)
-def test_the_distance_of_two_points_is_rounded_outward(seed, shift):
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 1e8]), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_the_distance_of_two_points_is_rounded_outward(seed, shift, is_near):
+    """Also of points that differ by the rounding of one of them alone."""
     draw = np.random.default_rng(seed)
     rows = draw.standard_normal((12, 3)) + shift
     is_positive, weights = np.arange(12) < 5, draw.random(12)
+    if is_near:
+        rows[5] = weights[:5] @ rows[:5] / weights[:5].sum()
+        weights[6:] = 0.0
     points = []
     for chosen in (is_positive, ~is_positive):
         total = sum(map(Fraction, weights[chosen].tolist()))

@@ -2,7 +2,7 @@
 
 Claim: the share of the 2^N labellings of N points in general position in D dimensions that a plane
 makes is C(N, D) / 2^N, C(N, D) = 2 sum over k < D of binomial(N - 1, k); half at N = 2 D.
-Command: ``secant study cover --out DIR``. Cost: about half a minute.
+Command: ``secant study cover --out DIR``. Cost: a quarter of a minute.
 Published: Cover 1965, IEEE Transactions on Electronic Computers EC-14; at D = 20 that is 0.969 for
 N = 1.5 D, 0.500 for 2 D, 0.076 for 2.5 D. Verdict: each share has an exact 95 % interval; the
 claim is supported if no more of them miss the law than of as many true intervals would in 99 % of
@@ -124,14 +124,17 @@ def _finding(
         points, trials = one["points"], one["trials"]
         law = float(chance(points, DIMENSION))
         share, interval = one["separable"] / trials, share_interval(one["separable"], trials)
-        verdict: Verdict = "supported" if interval[0] <= law <= interval[1] else "refuted"
+        # One interval that misses is no refutation; one at 99 % for all figures together is.
+        wide = share_interval(one["separable"], trials, 1 - 0.01 / len(numbers))
+        verdict: Verdict = "undecided" if wide[0] <= law <= wide[1] else "refuted"
+        verdict = "supported" if interval[0] <= law <= interval[1] else verdict
         title = f"share separable, N = {points / DIMENSION:g} D"
         figures.append(Figure(title, share, interval, law, verdict))
         laws.append(law)
         # A log axis has no 0.
         shares.append(share or None)
         intervals.append(interval if interval[0] > 0 else None)
-    misses = sum(one.verdict == "refuted" for one in figures)
+    misses = sum(one.verdict != "supported" for one in figures)
     allowed = allowed_misses(len(figures))
     places = [one["points"] / DIMENSION for one in numbers]
     plot = "share of labellings that a plane makes"
