@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secant.errors import InputError
@@ -17,6 +17,7 @@ from secant.uses.cover import chance, dichotomies
 from secant.uses.separation import decide
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 40))
 def test_the_recursion(points, dimension):
     """A new point doubles those labellings whose planes can be turned onto it."""

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -24,6 +24,7 @@ def dot(row, w, b):
     return sum(products) + Fraction(float(b))
 
 
+@settings(deadline=None)
 @given(arrays(np.float64, (6, 3), elements=floats), arrays(np.float64, 3, elements=floats), floats)
 def test_signs_are_those_of_fractions(rows, w, b):
     # The last rows lie on the plane up to rounding: the first, moved by its own value.
@@ -49,6 +50,7 @@ def test_only_rows_near_the_plane_cost_integers():
     assert (huge.signs[0], huge.settled_by_integers) == (1, 1)
 
 
+@settings(deadline=None)
 @given(arrays(np.float64, (2, 4), elements=st.floats(-1e30, 1e30)))
 def test_whole_numbers_are_the_values(values):
     entries, exponent = whole(values)
@@ -72,6 +74,7 @@ def test_the_bound_is_twice_gamma():
     assert rounding(10) == pytest.approx(2 * 10 * unit / (1 - 10 * unit), rel=1e-15)
 
 
+@settings(deadline=None)
 @given(
     arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 3)), elements=st.integers(-3, 3))
 )

@@ -205,6 +205,7 @@ def test_large_lifts_are_left_out_and_named(monkeypatch):
         (XOR, ODD + 0.5, "whole numbers as classes; unit 1 has 0.5"),
         (XOR, torch.stack([ODD, ODD], 1), r"labels of shape \(4, 2\)"),
         (XOR, ODD[:3], "one label a unit; got 3 labels"),
+        (XOR[:3], ODD, "one label a unit; got 4 labels"),
         (XOR / torch.tensor([[1.0, 0], [1, 1], [1, 1], [1, 1]]), ODD, "1 of 4 rows.*first row 1"),
         (torch.ones(4, 0), ODD, r"must hold numbers; every value of all 4 units, of shape \(0,\)"),
         (torch.full((4, 1), 2**53 + 1), ODD, "at most 2.53"),

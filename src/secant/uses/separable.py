@@ -161,7 +161,7 @@ def separable(
         loaded = model if isinstance(model, Loaded) else load_model(model)
     units = _units(data, column, label_column, rows, is_table=loaded is None)
     if labels is not None:
-        units = replace(units, labels=labels[: len(units)])
+        units = replace(units, labels=labels if rows is None else labels[:rows])
     feed = None
     if loaded is not None:
         feed = Feed(loaded, units, groups=GROUPS, batch_size=batch_size, seed=seed)
