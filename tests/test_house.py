@@ -125,9 +125,10 @@ def test_the_exception_stays_inside_a_function():
 def test_public_names():
     names = [
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError",
-        "LoadOptions", "Merge", "Reading", "Report", "SecantError", "StateError", "Tracker",
-        "align", "anatomy", "compare", "diff", "fit_tangent", "judge", "kernel", "linearize",
-        "merge", "merge_file", "pieces", "sketch_kernel", "survey", "tune",
+        "LoadOptions", "Merge", "Reading", "Report", "SecantError", "Separability", "StateError",
+        "Tracker", "align", "anatomy", "compare", "diff", "fit_tangent", "judge", "kernel",
+        "linearize", "merge", "merge_file", "pieces", "separable", "sketch_kernel", "survey",
+        "tune",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:
@@ -173,8 +174,17 @@ except SystemExit as end:
         "args = ['diff', '--help']" + HELP,
         "args = ['compare', '--help']" + HELP,
         "args = ['tune', '--help']" + HELP,
+        "args = ['separable', '--help']" + HELP,
     ],
-    ids=["import", "help", "report help", "diff help", "compare help", "tune help"],
+    ids=[
+        "import",
+        "help",
+        "report help",
+        "diff help",
+        "compare help",
+        "tune help",
+        "separable help",
+    ],
 )
 def test_no_torch_is_loaded(code):
     heavy = "\nprint('HEAVY', sorted({'torch', 'numpy', 'sklearn', 'scipy'} & set(sys.modules)))"

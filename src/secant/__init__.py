@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from secant.uses.merge import merge as merge
     from secant.uses.merge import merge_file as merge_file
     from secant.uses.paths import compare as compare
+    from secant.uses.separable import Separability as Separability
+    from secant.uses.separable import separable as separable
     from secant.uses.survey import survey as survey
     from secant.uses.tangent_fit import fit_tangent as fit_tangent
     from secant.uses.track import Tracker as Tracker
@@ -48,6 +50,7 @@ _HOME = {
     "Reading": "secant.readings",
     "Report": "secant.readings",
     "SecantError": "secant.errors",
+    "Separability": "secant.uses.separable",
     "StateError": "secant.errors",
     "Tracker": "secant.uses.track",
     "align": "secant.uses.align",
@@ -61,6 +64,7 @@ _HOME = {
     "merge": "secant.uses.merge",
     "merge_file": "secant.uses.merge",
     "pieces": "secant.segments",
+    "separable": "secant.uses.separable",
     "sketch_kernel": "secant.uses.kernel_sketch",
     "survey": "secant.uses.survey",
     "tune": "secant.uses.tune",
@@ -79,6 +83,7 @@ __all__ = [
     "Reading",
     "Report",
     "SecantError",
+    "Separability",
     "StateError",
     "Tracker",
     "align",
@@ -92,6 +97,7 @@ __all__ = [
     "merge",
     "merge_file",
     "pieces",
+    "separable",
     "sketch_kernel",
     "survey",
     "tune",

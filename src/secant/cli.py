@@ -493,7 +493,7 @@ def merge(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="wide-nets.")],
+    name: Annotated[str, typer.Argument(help="cover or wide-nets.")],
     out: Annotated[Path, typer.Option(help="Folder for study.json, study.html.")],
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of data and weights.")] = 0,
     resume: Annotated[
@@ -582,6 +582,62 @@ def tune(
         if out is not None:
             found.save(out)
     show(render_tune(found))
+    say("".join(f"{line}\n" for line in plain_words(found)))
+    if out is not None:
+        say(f"{out}\n")
+
+
+@app.command()
+def separable(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Rows of numbers: .npz, .safetensors, .csv, .jsonl, demo:digits. With --model "
+            "any data that it takes."
+        ),
+    ],
+    label_column: Annotated[
+        str | None, typer.Option(help="Column or array of classes, words or whole numbers.")
+    ] = None,
+    column: Annotated[
+        str, typer.Option(help="Array of several; with --model the text column.")
+    ] = "text",
+    model: Annotated[
+        str | None, typer.Option(help="Adds the features at its sites; as for `secant report`.")
+    ] = None,
+    site: Annotated[list[str] | None, typer.Option(help="Site or glob; may repeat.")] = None,
+    lift: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="none, squash, tanh, degree-2, degree-3, random or random:COUNT; may repeat."
+        ),
+    ] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Also each class from each.")] = False,
+    rows: Annotated[int | None, typer.Option(min=1, help="Use the first ROWS units.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Seed of random features and shuffles.")
+    ] = 0,
+    out: Annotated[Path | None, typer.Option(help="Also write the certificates as JSON.")] = None,
+) -> None:
+    """Decide whether the classes of DATA are linearly separable, with a checked certificate.
+
+    Each class from all others, by a plane with a bias, in each lift's coordinates.
+
+    Example: secant separable demo:digits --lift none --lift degree-2
+    """
+    from secant.readings import writable
+    from secant.report.separable import plain_words, render_separable
+    from secant.uses.separable import separable as decided
+
+    with nullcontext() if out is None else writable(out.parent):
+        with progress_bars() as progress:
+            found = decided(
+                data, column=column, label_column=label_column, model=model, sites=site,
+                lifts=lift, has_pairs=pairs, rows=rows, seed=seed, progress=progress,
+            )  # fmt: skip
+        if out is not None:
+            found.save(out)
+    show(render_separable(found))
     say("".join(f"{line}\n" for line in plain_words(found)))
     if out is not None:
         say(f"{out}\n")

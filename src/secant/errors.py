@@ -27,6 +27,10 @@ class StateError(SecantError):
     """The state of a run cannot be kept or read again; no fault of the model or the data."""
 
 
+class UndecidedError(SecantError):
+    """A question that no method here could settle for this data; no fault of the caller."""
+
+
 class ListenerError(Exception):
     """Carries what failed in our own hooks out of a model's forward, so that nobody blames it.
 
