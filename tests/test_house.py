@@ -126,8 +126,8 @@ def test_public_names():
     names = [
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError",
         "LoadOptions", "Merge", "Reading", "Report", "SecantError", "Separability", "StateError",
-        "Tracker", "align", "anatomy", "compare", "diff", "fit_tangent", "judge", "kernel",
-        "linearize", "merge", "merge_file", "pieces", "separable", "sketch_kernel", "survey",
+        "Tracker", "align", "anatomy", "collapse", "compare", "diff", "fit_tangent", "judge",
+        "kernel", "linearize", "merge", "merge_file", "pieces", "separable", "sketch_kernel", "survey",
         "tune",
     ]  # fmt: skip
     assert secant.__all__ == names

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from secant.uses.align import align as align
     from secant.uses.anatomy import Anatomy as Anatomy
     from secant.uses.anatomy import anatomy as anatomy
+    from secant.uses.collapse import collapse as collapse
     from secant.uses.judge import judge as judge
     from secant.uses.kernel import kernel as kernel
     from secant.uses.kernel_operator import KernelOperator as KernelOperator
@@ -55,6 +56,7 @@ _HOME = {
     "Tracker": "secant.uses.track",
     "align": "secant.uses.align",
     "anatomy": "secant.uses.anatomy",
+    "collapse": "secant.uses.collapse",
     "compare": "secant.uses.paths",
     "diff": "secant.comparisons",
     "fit_tangent": "secant.uses.tangent_fit",
@@ -88,6 +90,7 @@ __all__ = [
     "Tracker",
     "align",
     "anatomy",
+    "collapse",
     "compare",
     "diff",
     "fit_tangent",

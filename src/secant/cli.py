@@ -643,6 +643,45 @@ def separable(
         say(f"{out}\n")
 
 
+@app.command()
+def collapse(
+    model: Annotated[str, typer.Argument(help="As for `secant report`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the collapsed model.")],
+    data: Annotated[str, typer.Option(help="demo:digits or a data file.")] = "demo:digits",
+    column: Annotated[str, typer.Option(help="Text column of .jsonl and .csv.")] = "text",
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of a package.module:factory.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=2, help="Units that outputs are compared on.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=2, help="Units a forward pass.")] = 32,
+    dtype: Annotated[str | None, typer.Option(help="Type of the weights; as they are.")] = None,
+    untie: Annotated[
+        bool, typer.Option("--untie", help="Also join weights that an embedding shares.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the batches.")] = 0,
+) -> None:
+    """Join everything in MODEL that is exactly affine, where that saves work, and save it.
+
+    Linear maps, convolutions, BatchNorm, scales, linear residuals and the weights of norms are
+    joined in float64 and held against the model on data. The folder holds model.safetensors and
+    model.pt2, which torch.export.load runs.
+
+    Example: secant collapse demo:linear --out collapsed
+    """
+    from secant.load.options import LoadOptions
+    from secant.report.collapse import plain_words, render_collapse
+    from secant.uses.collapse_run import collapse_to
+
+    with progress_bars() as progress:
+        found = collapse_to(
+            out, model, data, column=column, loading=LoadOptions(weights=weights, dtype=dtype),
+            rows=rows, batch_size=batch_size, seed=seed, is_untying=untie, progress=progress,
+        )  # fmt: skip
+    show(*render_collapse(found))
+    say("".join(f"{line}\n" for line in plain_words(found)))
+    say("".join(f"{out / name}\n" for name in [*found.files, "collapse.json"]))
+
+
 def main() -> None:
     """Run the program; an error that secant raises on purpose is one line and exit code 2."""
     try:

@@ -1,6 +1,6 @@
 """Which affine steps of a graph are joined: the choice that leaves least work, and its writing.
 
-Holds: ``Join``, ``joins_of``, ``apply_joins``; ``Norms``, norms whose weights their readers take.
+Holds: ``Join``, ``joins_of``, ``apply_joins``; ``split_norms``, whose weights readers can take.
 May import: torch, ``secant.maps``, ``secant.uses`` (affine_forms, affine_steps).
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from secant.maps.affinity import arguments, module_path, op_name
 from secant.maps.graph import Captured
@@ -192,46 +192,37 @@ class _Plan:
             waiting += [(child, at) for child in self.children.get(node, [])]
 
 
-class Norms:
-    """Norms with a weight whose every reader is a linear map: the weight moves to the readers."""
+def split_norms(captured: Captured) -> None:
+    """Write a norm's weight and bias as steps of their own where all its readers are linear.
 
-    @staticmethod
-    def split(captured: Captured) -> list[str]:
-        """Write the affine part of such norms as steps of its own, which joins then take away."""
-        graph, constants = captured.module.graph, Constants(captured)
-        moved = []
-        for node in captured.nodes:
-            if op_name(node) not in ("layer_norm", "rms_norm") or node.op != "call_function":
-                continue
-            given = arguments(node)
-            weight, bias = given.get("weight"), given.get("bias")
-            shape = given["normalized_shape"]
-            values = constants(weight), constants(bias)
-            is_known = values[0] is not None and (bias is None or values[1] is not None)
-            readers = list(node.users)
-            is_read = readers and all(
-                op_name(user) == "linear" and arguments(user)["input"] is node for user in readers
-            )
-            if len(shape) != 1 or not is_known or not is_read:
-                continue
-            args = list(node.args)
-            names = [one.name for one in node.target._schema.arguments]  # type: ignore[union-attr]
-            for key in ("weight", "bias"):
-                if key in names and names.index(key) < len(args):
-                    args[names.index(key)] = None
-            node.args = tuple(args)
-            node.kwargs = {k: v for k, v in node.kwargs.items() if k not in ("weight", "bias")}
-            with graph.inserting_after(node):
-                scaled = graph.call_function(torch.ops.aten.mul.Tensor, (node, weight))
-                scaled.meta = dict(node.meta)
-            last = scaled
-            if bias is not None:
-                with graph.inserting_after(scaled):
-                    last = graph.call_function(torch.ops.aten.add.Tensor, (scaled, bias))
-                    last.meta = dict(node.meta)
-            node.replace_all_uses_with(last, delete_user_cb=lambda user, s=scaled: user is not s)
-            moved.append(_name(node))
-        return moved
+    Joins then take them away; where anything else reads the norm they cost nothing in it.
+    """
+    graph, constants = captured.module.graph, Constants(captured)
+    for node in captured.nodes:
+        if node.op != "call_function" or op_name(node) not in ("layer_norm", "rms_norm"):
+            continue
+        given = arguments(node)
+        weight, bias = given.get("weight"), given.get("bias")
+        is_known = constants(weight) is not None and (bias is None or constants(bias) is not None)
+        is_read = bool(node.users) and all(
+            op_name(user) == "linear" and arguments(user)["input"] is node for user in node.users
+        )
+        if len(given["normalized_shape"]) != 1 or not is_known or not is_read:
+            continue
+        for key, name in enumerate(given):
+            if name in ("weight", "bias") and key < len(node.args):
+                node.update_arg(key, None)
+        node.kwargs = {k: v for k, v in node.kwargs.items() if k not in ("weight", "bias")}
+        readers = list(node.users)
+        after = node
+        for target, value in (("mul", weight), ("add", bias)):
+            if value is not None:
+                with graph.inserting_after(after):
+                    operation = getattr(torch.ops.aten, target).Tensor
+                    after = graph.call_function(operation, (after, value))
+                after.meta = dict(node.meta)
+        for reader in readers:
+            reader.replace_input_with(node, after)
 
 
 def apply_joins(
@@ -278,7 +269,7 @@ def _shaped(join: Join, weight: Tensor, shift: Tensor | None) -> tuple[Tensor, T
     return weight, None if shift is None else shift.expand(len(weight)).contiguous()
 
 
-def _call(graph: Any, join: Join, source: Node, weight: Node, bias: Node | None) -> Node:
+def _call(graph: Graph, join: Join, source: Node, weight: Node, bias: Node | None) -> Node:
     form = join.form
     aten = torch.ops.aten
     if isinstance(form, Diagonal):
@@ -295,12 +286,13 @@ def _call(graph: Any, join: Join, source: Node, weight: Node, bias: Node | None)
     return graph.call_function(convolution, (source, weight, bias, *settings, form.groups))
 
 
-def _view_of(graph: Any, view: Node, made: Node, width: int | None) -> Node:
+def _view_of(graph: Graph, view: Node, made: Node, width: int | None) -> Node:
     """The same view of the leading dimensions of another width."""
-    args = list(view.args)
+    args: list[Any] = list(view.args)
     args[0] = made
     if op_name(view) in ("view", "reshape", "_unsafe_view"):
         args[1] = [*args[1][:-1], width]
+    assert callable(view.target)
     return graph.call_function(view.target, tuple(args), dict(view.kwargs))
 
 

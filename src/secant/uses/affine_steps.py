@@ -302,10 +302,9 @@ def _branches(node: Node, data: set[Node], found: dict[Node, Step]) -> Step | No
     name = op_name(node)
     if name not in ("add", "sub") or given.get("alpha", 1) != 1:
         return None
-    ends = [given.get("self"), given.get("other")]
-    if not all(isinstance(one, Node) and one in data for one in ends):
+    one, other = given.get("self"), given.get("other")
+    if not isinstance(one, Node) or not isinstance(other, Node) or not {one, other} <= data:
         return None
-    one, other = ends
     shapes = [str(tuple(end.meta["val"].shape)) for end in (one, other, node)]
     if len(set(shapes)) > 1:
         return None

@@ -61,7 +61,7 @@ def shortened(
             memo[id(module)] = made
     if id(model) in memo:
         return memo[id(model)], chains
-    return copy.deepcopy(model, memo), chains  # type: ignore[arg-type]
+    return copy.deepcopy(model, memo), chains
 
 
 def _outermost(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Sequential]]:

@@ -18,7 +18,7 @@ from secant.maps.calls import without_cache
 from secant.maps.graph import Captured, capture
 from secant.maps.weights import Batch, run
 from secant.uses.affine_forms import Dense, Form
-from secant.uses.affine_joins import Join, Norms, apply_joins, joins_of
+from secant.uses.affine_joins import Join, apply_joins, joins_of, split_norms
 from secant.uses.affine_steps import ANY, LAST, steps_of
 from secant.uses.chains import shortened
 
@@ -156,7 +156,7 @@ def _exported(
         module, type(module).__name__, args, kwargs,
         has_length=mask is not None and mask.ndim == 2,
     )  # fmt: skip
-    Norms.split(captured)
+    split_norms(captured)
     steps = steps_of(captured)
     found, kept = joins_of(captured, steps)
     if not is_untying:

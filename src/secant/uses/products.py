@@ -196,7 +196,8 @@ def _spectral(weight: Tensor) -> Tensor:
         power = power / length[:, None, None]
         scale = scale * length**root
         power, root = power @ power, root / 2
-    return scale * torch.linalg.vector_norm(power, dim=(1, 2)) ** root * (1 + 1e-9)
+    norm: Tensor = torch.linalg.vector_norm(power, dim=(1, 2))
+    return scale * norm**root * (1 + 1e-9)
 
 
 class Rounded(NamedTuple):
@@ -240,11 +241,11 @@ def rounded(chain: Scaled, dtype: torch.dtype) -> Rounded:
     weight, shift = exact.to(dtype), exact_shift.to(dtype)
     if not bool(torch.isfinite(weight).all() & torch.isfinite(shift).all()):
         return none(f"the product leaves the range of {name} when rounded")
-    errors = [
+    lost, shift_lost = (
         math.ldexp(float(error[0]), power) + float((kept.double() - true).norm())
         for error, power, kept, true in (
             (chain.error, exponent, weight, exact),
             (chain.shift_error, shift_exponent, shift, exact_shift),
         )
-    ]
-    return Rounded(weight, shift, relative, *errors, "")
+    )
+    return Rounded(weight, shift, relative, lost, shift_lost, "")
