@@ -20,7 +20,14 @@ from typing import Final
 import numpy as np
 
 FOLDER: Final = "animal_shape_mnist/data/Animal Shape"
-NAMED: Final = ["numpy.core.multiarray", "_reconstruct", "numpy", "ndarray", "dtype"]
+HOMES: Final = ("numpy.core.multiarray", "numpy._core.multiarray")
+# What a pickle of one array is, opcode by opcode: before its shape, and from there on.
+HEAD: Final = """SHORT_BINUNICODE SHORT_BINUNICODE=_reconstruct STACK_GLOBAL SHORT_BINUNICODE=numpy
+    SHORT_BINUNICODE=ndarray STACK_GLOBAL BININT1=0 TUPLE1 SHORT_BINBYTES TUPLE3 REDUCE MARK
+    BININT1=1"""
+TAIL: Final = """BINGET SHORT_BINUNICODE=dtype STACK_GLOBAL SHORT_BINUNICODE NEWFALSE NEWTRUE TUPLE3
+    REDUCE MARK BININT1=3 SHORT_BINUNICODE NONE NONE NONE BININT=-1 BININT=-1 BININT1=0 TUPLE BUILD
+    NEWFALSE BINBYTES TUPLE BUILD STOP"""
 KINDS: Final = {"u1": np.dtype("u1"), "i8": np.dtype("<i8")}
 
 
@@ -29,18 +36,33 @@ def plain_array(pickled: bytes) -> np.ndarray:
 
     Raises: `ValueError` for anything else.
     """
-    ops = [(op.name, value) for op, value, _ in pickletools.genops(pickled)]
-    texts = [value for name, value in ops if name == "SHORT_BINUNICODE"]
-    bodies = [value for name, value in ops if name == "BINBYTES"]
-    reduced = sum(name == "REDUCE" for name, _ in ops)
-    kind = texts[5] if len(texts) > 5 else ""
-    if texts[:5] != NAMED or kind not in KINDS or len(bodies) != 1 or reduced != 2:
-        raise ValueError(f"expected a pickle of one uint8 or int64 array; got {texts}. Look at it.")
-    # The shape stands between the version of the state and the name `dtype`: K1, then its sides.
-    end = ops.index(("SHORT_BINUNICODE", "dtype"))
-    start = max(at for at, (name, _) in enumerate(ops[:end]) if name == "REDUCE")
-    sides = [value for name, value in ops[start:end] if name in {"BININT1", "BININT2"}][1:]
-    return np.frombuffer(bodies[0], KINDS[kind]).reshape(sides)
+    ops = [
+        (op.name, value)
+        for op, value, _ in pickletools.genops(pickled)
+        if op.name not in {"PROTO", "FRAME", "MEMOIZE"}
+    ]
+    head, tail = len(HEAD.split()), len(TAIL.split())
+    before, sides, after = ops[:head], ops[head:-tail], ops[-tail:]
+    is_plain = (
+        _follows(before, HEAD)
+        and _follows(after, TAIL)
+        and before[0][1] in HOMES
+        and after[3][1] in KINDS
+        and [name for name, _ in sides[-1:]] == [f"TUPLE{len(sides) - 1}"]
+        and all(name in {"BININT1", "BININT2"} for name, _ in sides[:-1])
+    )
+    if not is_plain:
+        names = " ".join(name for name, _ in ops[:50])
+        raise ValueError(f"expected a pickle of one uint8 or int64 array; got {names}. Look at it.")
+    return np.frombuffer(after[-4][1], KINDS[after[3][1]]).reshape([side for _, side in sides[:-1]])
+
+
+def _follows(ops: list[tuple[str, object]], pattern: str) -> bool:
+    """Whether the opcodes are those of the pattern, with its values where it has any."""
+    wanted = pattern.split()
+    said = [f"{name}={value}" if "=" in one else name
+            for (name, value), one in zip(ops, wanted, strict=False)]  # fmt: skip
+    return said == wanted
 
 
 def main() -> None:

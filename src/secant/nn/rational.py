@@ -84,8 +84,8 @@ def fit_rational(
 
     Returns the numerator's (degree + 1), the denominator's (degree) and the largest deviation on
     the 1,001 even points of the fit. The problem is not convex: of descents from denominators
-    that grow like 1 + |x|^j, each j in turn, and from a constant one, the best is kept. The same
-    on every run.
+    that grow like 1 + |x|^j, each j in turn, and from a constant one, the best is kept. A
+    second run gives the same to rounding.
 
     Raises: `InputError` for negative degrees, a span without length, or a function that is not
     finite on it.
@@ -130,12 +130,13 @@ class Rational(nn.Module):
     .. math:: y = \frac{p_0 + p_1 x + \dots + p_m x^m}{1 + |q_1 x + \dots + q_n x^n|}
 
     It starts as the least-squares fit of ``start``, a name or a function, on ``span``; the
-    largest deviation there is ``start_error`` (ReLU with degrees (5, 4) on (-3, 3): 0.03, at the
-    kink). Outside it grows like x^(m - n) and follows ``start`` no longer.
+    largest deviation there is ``start_error`` (ReLU with degrees (5, 4) on (-3, 3): 0.034, at
+    the kink). Outside it grows like x^(m - n) and follows ``start`` no longer.
 
     Parameters: ``numerator`` (units, m + 1), ``denominator`` (units, n).
 
-    Numerics: the derivative jumps where q_1 x + ... is 0, as at x = 0. In float32 the powers are
+    Numerics: the derivative jumps where q_1 x + ... is 0, as at x = 0; a denominator of zeros alone
+    (``start="identity"``) has derivative 0 and does not train. In float32 the powers are
     infinite, and the output nan, past some 5e7 with degree 5.
 
     Raises: `InputError` as `fit_rational`, for an unknown name, and for an input without

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional
 
 from secant.errors import InputError
@@ -166,7 +168,7 @@ class _Rounded(torch.autograd.Function):
         (z,), how = ctx.saved_tensors, cast(Rounding, ctx.how)
         if not how.window:
             return how.slope
-        ends = _chain(z + how.window, how) - _chain(z - how.window, how)
+        ends = rounded(z + how.window, how) - rounded(z - how.window, how)
         return ends / (2 * how.window)
 
     @staticmethod
@@ -261,7 +263,8 @@ class RoundedLinear(nn.Module):
         if how.dtype == torch.float32 and not how.offset:
             _check_denormals(x.device)
         entry = Rounding(how.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        kind = x.device.type
+        with torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext():
             x_, weight = (rounded(part.float(), entry) for part in (x, self.weight))
             bias = None if self.bias is None else rounded(self.bias.float(), entry)
             return rounded(functional.linear(x_, weight, bias), how).to(x.dtype)

@@ -41,15 +41,16 @@ FUNCTIONAL: Final = frozenset({
 class Place:
     """An activation module in a model, and what a forward pass showed of it.
 
-    `units` lie along `dim` of what it reads; `calls` counts its runs in the pass. After a swap
-    `error` is the largest change of its output on the inputs of that pass and on even points of
-    `span`, and `is_kept` whether that is within the tolerance.
+    `units` lie along `dim` of what it reads, of `ndim` dimensions; `calls` counts its runs in the
+    pass. After a swap `error` is the largest change of its output on the inputs of that pass and
+    on even points of `span`, and `is_kept` whether that is within the tolerance.
     """
 
     name: str
     old: nn.Module
     units: int
     dim: int
+    ndim: int
     calls: int
     span: tuple[float, float]
     new: nn.Module | None = None
@@ -76,7 +77,7 @@ MAKERS: Final[dict[str, Maker]] = {
     "tanh": lambda place: nn.Tanh(),
     "relu": lambda place: nn.ReLU(),
     "leaky_relu": lambda place: nn.LeakyReLU(0.0),
-    "prelu": lambda place: nn.PReLU(place.units if place.dim == 1 else 1, init=0.0),
+    "prelu": lambda place: nn.PReLU(place.units if place.dim % place.ndim == 1 else 1, init=0.0),
     "softplus": lambda place: nn.Softplus(),
     "exp": lambda place: Exp(),
     "kmax": lambda place: KMax(max(1, place.units // 2), place.dim),
@@ -135,9 +136,10 @@ def swap(
     ``changes`` gives for a class, exactly that class and no child of it, the name of what comes
     in its place (see `MAKERS`) or a function from `Place` to a module. ``example`` is what the
     model is called with: a tensor, a tuple of arguments or a dict of keywords. One forward pass
-    of it, in eval mode, finds the units of each place: along dimension 1 of what a convolution, a
-    batch or group normalisation or a pooling gave, or of anything with four dimensions or more;
-    along the last of all else; ``dim`` overrides both. A module used twice is changed once.
+    of it, in eval mode, finds the units of each place: along dimension 1 of what has four
+    dimensions or more, and of three if a convolution, a batch or group normalisation or a pooling
+    gave it; along the last of all else; ``dim`` overrides both. A module used twice is changed
+    once.
 
     The new modules have the type and device of the model, its mode, and are trainable; the model
     given is left as it was. Each place says by how much it changed its output in float64, on the
@@ -171,7 +173,7 @@ def swap(
         copied = _put(copied, place.old, new)
         places.append(
             Place(
-                place.name, place.old, place.units, place.dim, place.calls, place.span,
+                place.name, place.old, place.units, place.dim, place.ndim, place.calls, place.span,
                 new, error, error <= tolerance,
             )
         )  # fmt: skip
@@ -323,14 +325,12 @@ def _place(seen: _Seen, dim: int | None, span: tuple[float, float]) -> Place:
             "use a module of its own at each place."
         )
     (one,), (count,) = dims, units
-    return Place(seen.name, seen.module, count, one, len(seen.inputs), span)
+    return Place(seen.name, seen.module, count, one, seen.inputs[0].ndim, len(seen.inputs), span)
 
 
 def _dim_of(x: Tensor, maker: nn.Module | None) -> int:
     """The dimension of the units of x, by the module that made it and by its dimensions."""
-    if isinstance(maker, CHANNELS_SECOND):
-        return 1
-    return 1 if x.ndim > 3 else -1
+    return 1 if x.ndim > 3 or (x.ndim == 3 and isinstance(maker, CHANNELS_SECOND)) else -1
 
 
 def _change(place: Place, new: nn.Module, seen: list[Tensor]) -> float:

@@ -237,8 +237,8 @@ def study(
     parts = task(data, column, label_column, seed)
     sizes = {name: len(one.rows) for name, one in zip(Task._fields, parts, strict=True)}
     settings = {
-        "data": str(data), "column": column, "label column": label_column, "rows": sizes, "inputs": parts.train.rows.shape[1],
-        "hidden": HIDDEN, "batch": BATCH, "steps": STEPS,
+        "data": str(data), "column": column, "label column": label_column, "rows": sizes,
+        "inputs": parts.train.rows.shape[1], "hidden": HIDDEN, "batch": BATCH, "steps": STEPS,
         "rates": list(RATES), "decay": DECAY, "seeds": seeds,
         "recipes": {name: repr(one.rounding) for name, one in RECIPES.items()},
     }  # fmt: skip
