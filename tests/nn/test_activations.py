@@ -142,6 +142,24 @@ def test_types_devices_and_states(name):
     assert not torch.equal(other(x), exact)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["swish", "snake", "sine", "tunable"])
+@pytest.mark.parametrize("units", [1, 2])
+def test_few_bits_are_rounded_once(name, kind, units):
+    """Parameters and inputs of few bits: what the exact value rounds to, but for ties."""
+    module = PER_UNIT[name](units).to(kind)
+    if name == "tunable":
+        module.activation = nn.Identity()
+        with torch.no_grad():
+            module.output_shift.fill_(100.0)
+            module.output_scale.fill_(1.0625)
+    x = torch.linspace(-3, 3, 400).view(-1, 2).to(kind)
+    found = module(x).double()
+    exact = module.double()(x.double())
+    grain = torch.finfo(kind).eps
+    assert ((found - exact).abs() <= 0.51 * grain * exact.abs() + 1e-7).all()
+
+
 @settings(max_examples=30)
 @given(st.integers(1, 7), st.integers(0, 2**31), st.sampled_from([0, 1, -1]))
 def test_kmax_is_a_sort(k, seed, dim):

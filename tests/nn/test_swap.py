@@ -75,6 +75,20 @@ def test_functions_are_counted_and_left_alone():
     assert swap(load_demo("mlp"), {nn.ReLU: "leaky_relu"}, IMAGES).functional == {}
 
 
+class Gelu(nn.Module):
+    """A class of somebody's own around a function, as Hugging Face has them."""
+
+    def forward(self, x):
+        return functional.gelu(x)
+
+
+def test_a_function_inside_of_what_is_swapped_is_no_call_that_is_left():
+    model = nn.Sequential(nn.Linear(3, 4), Gelu())
+    assert swap(model, {Gelu: "tunable"}, torch.randn(2, 3)).functional == {}
+    with pytest.raises(InputError, match="as functions it calls: gelu"):
+        swap(model, {nn.GELU: "tunable"}, torch.randn(2, 3))
+
+
 class Mixed(nn.Module):
     """Shared, unused and in-place activations, functions, keywords, and a kind of one's own."""
 

@@ -4,7 +4,7 @@ Claim: a net whose only nonlinearity is the rounding of floating point classifie
 same net without it, and no better once its layers are multiplied into one matrix.
 Command: ``secant study rounding --data shapes.npz --column x --label-column label --out DIR``,
 where ``scripts/animal_shapes.py`` makes shapes.npz; without ``--data`` scikit-learn's digits,
-where a linear net leaves little to gain. Cost: about ten minutes on one core.
+where a linear net leaves little to gain. Cost: about twenty minutes on one core.
 Published: grad1 over identity, 15.3 points on MNIST and 12.5 on CIFAR-10 (Murphy 2023, in a
 pipeline where identity has 82.0 % and 41.1 %). Verdict: supported if the 95 % interval of the gain
 over seeds begins above 0 and that of the flattened net's gain does not, refuted if the gain's ends
