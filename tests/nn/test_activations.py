@@ -62,6 +62,7 @@ def test_the_names():
     assert parts.ReLU is nn.ReLU
 
 
+@settings(deadline=None)
 @given(st.lists(floats, min_size=1, max_size=8))
 def test_closed_forms(values):
     """Each against its formula in Python's own floats."""
@@ -160,7 +161,7 @@ def test_few_bits_are_rounded_once(name, kind, units):
     assert ((found - exact).abs() <= 0.51 * grain * exact.abs() + 1e-7).all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 7), st.integers(0, 2**31), st.sampled_from([0, 1, -1]))
 def test_kmax_is_a_sort(k, seed, dim):
     """Against Python's sort, row by row, ties included: exactly k stay."""
@@ -181,6 +182,7 @@ def test_kmax_gradients_flow_through_what_is_kept():
     assert torch.equal(KMax(4)(x), x)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31))
 def test_laws(seed):
     """KMax moves with its entries, x - snake(x) has period pi / a, LinearSquash collapses."""

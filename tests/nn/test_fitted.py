@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import CubicHermiteSpline
 from scipy.optimize import least_squares
@@ -91,6 +91,7 @@ def test_a_rational_function_is_found_again():
     assert rational(x, top, low).tolist() == pytest.approx(exact, rel=1e-14)
 
 
+@settings(deadline=None)
 @given(st.floats(-100, 100, allow_nan=False, width=32))
 def test_linear_pieces_are_exact_where_kinks_are_knots(value):
     """Bit for bit, also beyond the knots."""
