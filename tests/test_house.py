@@ -127,8 +127,8 @@ def test_public_names():
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError",
         "LoadOptions", "Merge", "Reading", "Report", "SecantError", "Separability", "StateError",
         "Tracker", "align", "anatomy", "collapse", "compare", "diff", "fit_tangent", "judge",
-        "kernel", "linearize", "merge", "merge_file", "pieces", "separable", "sketch_kernel", "survey",
-        "tune",
+        "kernel", "linearize", "merge", "merge_file", "pieces", "separable", "sketch_kernel",
+        "survey", "tune",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:

@@ -1,7 +1,13 @@
 """Claims of the debate as runnable experiments, one file each.
 
-Holds: ``STUDIES``, the name of each and the module whose ``study`` runs it.
+Holds: ``STUDIES``, the name of each and the module whose ``study`` runs it; ``ON_DATA``, those
+that run on data of the caller's.
 May import: nothing.
 """
 
-STUDIES = {"cover": "secant.studies.cover", "wide-nets": "secant.studies.wide_nets"}
+STUDIES = {
+    "cover": "secant.studies.cover",
+    "rounding": "secant.studies.rounding",
+    "wide-nets": "secant.studies.wide_nets",
+}
+ON_DATA = frozenset({"rounding"})

@@ -1,0 +1,44 @@
+"""Parts that the debate names, as ordinary torch modules: activations, Fourier layers, rounding.
+
+Holds: the public names of this folder, torch's own activations among them.
+May import: torch, ``secant.nn``.
+"""
+
+from torch.nn import Identity, LeakyReLU, PReLU, ReLU, Sigmoid, Softplus, Tanh
+
+from secant.nn.activations import Exp, KMax, LinearSquash, Sine, Snake, Swish, Tunable
+from secant.nn.fourier import FourierFeatures, FourierLayer, SirenLayer, siren
+from secant.nn.rational import Rational
+from secant.nn.rounded import RoundedLinear, Rounding, flatten, rounded
+from secant.nn.spline import Spline
+from secant.nn.swap import Place, Swapped, swap
+
+__all__ = [
+    "Exp",
+    "FourierFeatures",
+    "FourierLayer",
+    "Identity",
+    "KMax",
+    "LeakyReLU",
+    "LinearSquash",
+    "PReLU",
+    "Place",
+    "Rational",
+    "ReLU",
+    "RoundedLinear",
+    "Rounding",
+    "Sigmoid",
+    "Sine",
+    "SirenLayer",
+    "Snake",
+    "Softplus",
+    "Spline",
+    "Swapped",
+    "Swish",
+    "Tanh",
+    "Tunable",
+    "flatten",
+    "rounded",
+    "siren",
+    "swap",
+]
