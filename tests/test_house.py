@@ -31,6 +31,7 @@ LEVELS = {
     "fit_readings": 3,
     "passes": 3,
     "segments": 3,
+    "slices": 3,
     "surveys": 3,
     "curves": 3,
     "experiments": 3,
@@ -125,9 +126,9 @@ def test_the_exception_stays_inside_a_function():
 def test_public_names():
     names = [
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError",
-        "LoadOptions", "Merge", "Reading", "Report", "SecantError", "StateError", "Tracker",
-        "align", "anatomy", "compare", "diff", "fit_tangent", "judge", "kernel", "linearize",
-        "merge", "merge_file", "pieces", "sketch_kernel", "survey", "tune",
+        "LoadOptions", "Merge", "Reading", "Report", "SecantError", "StateError", "Tracker", "affine_at",
+        "align", "anatomy", "compare", "diff", "fit_tangent", "gating", "judge", "kernel", "linearize",
+        "merge", "merge_file", "pieces", "sketch_kernel", "slice_pieces", "survey", "tune",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:
