@@ -126,9 +126,9 @@ def test_the_exception_stays_inside_a_function():
 def test_public_names():
     names = [
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError",
-        "LoadOptions", "Merge", "Reading", "Report", "SecantError", "StateError", "Tracker", "affine_at",
-        "align", "anatomy", "compare", "diff", "fit_tangent", "gating", "judge", "kernel", "linearize",
-        "merge", "merge_file", "pieces", "sketch_kernel", "slice_pieces", "survey", "tune",
+        "LoadOptions", "Merge", "Reading", "Report", "SecantError", "StateError", "Tracker",
+        "affine_at", "align", "anatomy", "compare", "diff", "fit_tangent", "gating", "judge", "kernel",
+        "linearize", "merge", "merge_file", "pieces", "sketch_kernel", "slice_pieces", "survey", "tune",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:
@@ -174,8 +174,9 @@ except SystemExit as end:
         "args = ['diff', '--help']" + HELP,
         "args = ['compare', '--help']" + HELP,
         "args = ['tune', '--help']" + HELP,
+        "args = ['gating', '--help']" + HELP,
     ],
-    ids=["import", "help", "report help", "diff help", "compare help", "tune help"],
+    ids=["import", "help", "report help", "diff help", "compare help", "tune help", "gating help"],
 )
 def test_no_torch_is_loaded(code):
     heavy = "\nprint('HEAVY', sorted({'torch', 'numpy', 'sklearn', 'scipy'} & set(sys.modules)))"

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from secant.readings import Reading as Reading
     from secant.readings import Report as Report
     from secant.segments import pieces as pieces
+    from secant.slices import slice_pieces as slice_pieces
+    from secant.uses.active_maps import affine_at as affine_at
     from secant.uses.align import Alignment as Alignment
     from secant.uses.align import align as align
     from secant.uses.anatomy import Anatomy as Anatomy
     from secant.uses.anatomy import anatomy as anatomy
+    from secant.uses.gating import gating as gating
     from secant.uses.judge import judge as judge
     from secant.uses.kernel import kernel as kernel
     from secant.uses.kernel_operator import KernelOperator as KernelOperator
@@ -50,11 +53,13 @@ _HOME = {
     "SecantError": "secant.errors",
     "StateError": "secant.errors",
     "Tracker": "secant.uses.track",
+    "affine_at": "secant.uses.active_maps",
     "align": "secant.uses.align",
     "anatomy": "secant.uses.anatomy",
     "compare": "secant.uses.paths",
     "diff": "secant.comparisons",
     "fit_tangent": "secant.uses.tangent_fit",
+    "gating": "secant.uses.gating",
     "judge": "secant.uses.judge",
     "kernel": "secant.uses.kernel",
     "linearize": "secant.uses.linearize",
@@ -62,6 +67,7 @@ _HOME = {
     "merge_file": "secant.uses.merge",
     "pieces": "secant.segments",
     "sketch_kernel": "secant.uses.kernel_sketch",
+    "slice_pieces": "secant.slices",
     "survey": "secant.uses.survey",
     "tune": "secant.uses.tune",
 }
@@ -81,11 +87,13 @@ __all__ = [
     "SecantError",
     "StateError",
     "Tracker",
+    "affine_at",
     "align",
     "anatomy",
     "compare",
     "diff",
     "fit_tangent",
+    "gating",
     "judge",
     "kernel",
     "linearize",
@@ -93,6 +101,7 @@ __all__ = [
     "merge_file",
     "pieces",
     "sketch_kernel",
+    "slice_pieces",
     "survey",
     "tune",
 ]

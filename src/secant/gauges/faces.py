@@ -161,7 +161,8 @@ def pieces_of(
         bend[is_new] = _bend(slopes, pairs[is_new], error)
         apart = pairs[:, 0] != pairs[:, 1]
         pairs, bend = pairs[apart], bend[apart]
-    return torch.unique(root, return_inverse=True)[1]
+    number: Tensor = torch.unique(root, return_inverse=True)[1]
+    return number
 
 
 def _bend(slopes: Slopes, pairs: Tensor, error: Tensor) -> Tensor:

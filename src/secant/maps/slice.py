@@ -124,16 +124,16 @@ def _rounding(
     run: Callable[[Tensor], Tensor], plane: Plane, found: Partition, batch: int
 ) -> Tensor:
     """Largest gap between model and cells inside the checked cells, for each output."""
-    count = found.cells.count
+    count = found.cells.number
     chosen = torch.linspace(0, count - 1, min(count, CHECKED), device=found.at.device).long()
     cells = found.cells.taken(chosen)
     place = torch.arange(len(cells.loop), device=found.at.device) - cells.start[cells.owner]
     weight = 1 + (place * WEIGHT).double().frac()
-    total = weight.new_zeros(cells.count).index_add_(0, cells.owner, weight)
+    total = weight.new_zeros(cells.number).index_add_(0, cells.owner, weight)
     share = (weight / total[cells.owner])[:, None]
 
     def mixed(rows: Tensor) -> Tensor:
-        sums = rows.new_zeros(cells.count, rows.shape[1])
+        sums = rows.new_zeros(cells.number, rows.shape[1])
         return sums.index_add_(0, cells.owner, share * rows[cells.loop])
 
     expected, x = mixed(found.values), plane.of(mixed(found.at))

@@ -28,7 +28,7 @@ class Cells(NamedTuple):
     start: Tensor  # (cells + 1,)
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         """How many cells."""
         return len(self.start) - 1
 
@@ -40,7 +40,7 @@ class Cells(NamedTuple):
     @property
     def owner(self) -> Tensor:
         """The cell of each entry."""
-        cells = torch.arange(self.count, device=self.loop.device)
+        cells = torch.arange(self.number, device=self.loop.device)
         return cells.repeat_interleave(self.lengths, output_size=len(self.loop))
 
     def following(self) -> Tensor:
@@ -161,7 +161,7 @@ def cut(cells: Cells, pairs: Pairs, field: Field, vertices: int) -> Cut:
     The new vertices are numbered from `vertices`. They lie on edges and join the loops of both
     cells of the edge, whether these are cut or not.
     """
-    count, loop = cells.count, cells.loop
+    count, loop = cells.number, cells.loop
     line = torch.full((count,), -1, dtype=torch.int64, device=loop.device)
     line[pairs.cell] = torch.arange(len(pairs.cell), device=loop.device)
     owner, after, before = cells.owner, cells.following(), cells.preceding()
@@ -205,10 +205,10 @@ def cut(cells: Cells, pairs: Pairs, field: Field, vertices: int) -> Cut:
         here = (more > rank).nonzero()[:, 0]
         nth = torch.where(is_forward[here], rank, more[here] - 1 - rank)
         wider[put[here] + 1 + rank] = vertices + first[edge[here]] + nth
-    rank = place[new] - first[edge[entry]]
-    rank = torch.where(is_forward[entry], rank, more[entry] - 1 - rank)
+    nth = place[new] - first[edge[entry]]
+    nth = torch.where(is_forward[entry], nth, more[entry] - 1 - nth)
     at = put[base]
-    at[which, side] = put[entry] + 1 + rank
+    at[which, side] = put[entry] + 1 + nth
     ends = torch.full((count, 2), -1, dtype=torch.int64, device=loop.device)
     ends[pairs.cell] = at
     halves, other = _halves(Cells(wider, put[cells.start]), ends)
@@ -229,7 +229,7 @@ def _turns(cells: Cells, owner: Tensor, is_cut: Tensor, sign: Tensor) -> tuple[T
     found = []
     for side in (turns & (sign > 0), turns & (sign < 0)):
         entry = side.nonzero()[:, 0]
-        of_cell = place.new_full((cells.count,), len(sign))
+        of_cell = place.new_full((cells.number,), len(sign))
         found.append(of_cell.scatter_reduce(0, owner[entry], entry, "amin"))
     return found[0], found[1]
 
@@ -240,7 +240,7 @@ def _halves(cells: Cells, ends: Tensor) -> tuple[Cells, Tensor]:
     begin = torch.where(is_cut, ends[:, 0] - cells.start[:-1], 0)
     reach = torch.where(is_cut, (ends[:, 1] - ends[:, 0]) % length, length)
     other = torch.full_like(length, -1)
-    other[is_cut] = cells.count + torch.arange(int(is_cut.sum()), device=other.device)
+    other[is_cut] = cells.number + torch.arange(int(is_cut.sum()), device=other.device)
     lengths = torch.cat([
         torch.where(is_cut, reach + 1, length), (length - reach + 1)[is_cut]
     ])  # fmt: skip

@@ -106,10 +106,10 @@ class Mesh:
         pairs = Pairs(cell, p, torch.full_like(p, zero))
         done: list[tuple[Cells, Tensor]] = []
         cells, decisions = self.cells, self.decisions
-        count = cells.count
+        count = cells.number
         while len(pairs.cell):
             cells, decisions, pairs = _set_aside(cells, decisions, pairs, done)
-            chosen = _one_a_cell(pairs, rank[pairs.p], cells.count)
+            chosen = _one_a_cell(pairs, rank[pairs.p], cells.number)
             found = cut(cells, pairs.where(chosen), field, len(self.at))
             self._born(found.birth, field)
             decisions = torch.cat([decisions, decisions[found.other >= 0]])
@@ -147,7 +147,7 @@ class Mesh:
             cell, window, pairs = cell[is_open], window[is_open], pairs.where(is_open)
             if not len(cell):
                 break
-            chosen = _one_a_cell(pairs, rank[window], self.cells.count)
+            chosen = _one_a_cell(pairs, rank[window], self.cells.number)
             found = cut(self.cells, pairs.where(chosen), field, len(self.at))
             self._born(found.birth, field)
             is_cut = found.other >= 0
@@ -156,14 +156,14 @@ class Mesh:
             twin = found.other[cell]
             cell, window = torch.cat([cell, twin]), torch.cat([window, window])
             cell, window = cell[cell >= 0], window[cell >= 0]
-            self._keep_to(self.cells.count)
+            self._keep_to(self.cells.number)
         self._decide(field, windows)
 
     def _decide(self, field: Field, windows: Tensor) -> None:
         """Add the leading entry of each window on each cell to the decisions."""
         codes = self._codes(windows.numel()).view(windows.shape)
         step = max(1, CHUNK_ELEMENTS // windows.numel())
-        for part in torch.split(torch.arange(self.cells.count, device=windows.device), step):
+        for part in torch.split(torch.arange(self.cells.number, device=windows.device), step):
             cells = self.cells.taken(part)
             sums = field.rows.new_zeros(len(part), field.room.shape[1])
             sums.index_add_(0, cells.owner, field.rows[cells.loop])
@@ -215,7 +215,7 @@ def _walk(cells: Cells) -> list[tuple[Tensor, Tensor]]:
 def _sides(cells: Cells, field: Field) -> tuple[Tensor, Tensor]:
     """(cells, columns) twice: whether a vertex of the cell is above zero, and below."""
     above, below = field.rows > field.tolerance, field.rows < -field.tolerance
-    over = torch.zeros(cells.count, above.shape[1], dtype=torch.bool, device=above.device)
+    over = torch.zeros(cells.number, above.shape[1], dtype=torch.bool, device=above.device)
     under = torch.zeros_like(over)
     for owner, vertex in _walk(cells):
         if len(owner) == len(over):
@@ -231,7 +231,7 @@ def _set_aside(
     cells: Cells, decisions: Tensor, pairs: Pairs, done: list[tuple[Cells, Tensor]]
 ) -> tuple[Cells, Tensor, Pairs]:
     """Move cells that no line crosses to `done`: a line that met their edges would cross them."""
-    is_crossed = torch.zeros(cells.count, dtype=torch.bool, device=decisions.device)
+    is_crossed = torch.zeros(cells.number, dtype=torch.bool, device=decisions.device)
     is_crossed[pairs.cell] = True
     idle, busy = (~is_crossed).nonzero()[:, 0], is_crossed.nonzero()[:, 0]
     done.append((cells.taken(idle), decisions[idle]))
