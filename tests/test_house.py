@@ -127,8 +127,9 @@ def test_public_names():
     names = [
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError",
         "LoadOptions", "Merge", "Reading", "Report", "SecantError", "StateError", "Tracker",
-        "affine_at", "align", "anatomy", "compare", "diff", "fit_tangent", "gating", "judge", "kernel",
-        "linearize", "merge", "merge_file", "pieces", "sketch_kernel", "slice_pieces", "survey", "tune",
+        "affine_at", "align", "anatomy", "compare", "diff", "fit_tangent", "gating", "judge",
+        "kernel", "linearize", "merge", "merge_file", "pieces", "sketch_kernel", "slice_pieces",
+        "survey", "tune",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:

@@ -124,7 +124,8 @@ class Frame:
         on = passed == 0 if name in BELOW_IS_ON else passed == 1
         on = passed != 1 if name in OUTSIDE_IS_ON else on
         if self.axes:
-            gap = torch.stack([(base - level).abs() for level in levels]).amin(0)
+            gaps = torch.stack([base - level for level in levels])
+            gap = gaps.gather(0, gaps.abs().argmin(0, keepdim=True))[0]
             self._compare(gap.flatten(1), axes.flatten(2))
         self._note(name, is_window=False, sides=on.flatten(1))
 
@@ -168,12 +169,12 @@ class Frame:
         return (function(*base)[:, None] + moved).flatten(0, 1)
 
     def _compare(self, gap: Tensor, axes: Tensor, width: int = 1) -> None:
-        """Keep the nearest of the boundaries: gap (inputs, units), axes (inputs, axes, units)."""
+        """Keep the nearest boundary: where a gap (inputs, units) with slopes `axes` closes."""
         slope = torch.linalg.vector_norm(axes, dim=1)
-        distance, unit = torch.where(slope > 0, gap / slope, torch.inf).min(1)
+        distance, unit = torch.where(slope > 0, gap.abs() / slope, torch.inf).min(1)
         best, row = self.nearest, torch.arange(self.inputs, device=gap.device)
-        # Against the gap: the level lies where the unit goes to it.
-        toward = -axes[row, :, unit] / slope[row, unit, None]
+        side = torch.where(gap[row, unit] < 0, 1.0, -1.0)
+        toward = side[:, None] * axes[row, :, unit] / slope[row, unit, None]
         is_nearer = distance < best.distance
         best.distance = torch.where(is_nearer, distance, best.distance)
         best.layer = torch.where(is_nearer, len(self.layers), best.layer)

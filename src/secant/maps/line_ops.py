@@ -247,7 +247,9 @@ def _applied(
 
 def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], bound: Bound) -> Any:
     levels = LEVELS[func.overloadpacket](bound)
-    _refine(bound["self"], lambda grid, z: grid.levels(_name(func), z, levels))
+    is_upper = func.overloadpacket is aten.clamp and bound["min"] is None
+    name = "clamp_max" if is_upper else _name(func)
+    _refine(bound["self"], lambda grid, z: grid.levels(name, z, levels))
     line = bound["self"]
     # vmap would cost more than the operation, and constants broadcast from behind without it.
     if func is aten.relu.default and line.version != line.grid.version:

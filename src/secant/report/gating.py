@@ -1,7 +1,7 @@
 """Gating in the terminal: a table of layers, a table of distances and pieces, and their words.
 
-Holds: ``render_gating``, ``gating_words``, ``rows_of``.
-May import: rich, ``secant.report.charts``, ``secant.uses.gating``.
+Holds: ``render_gating``, ``gating_words``, ``rows_of``; ``digits``, numbers for reading.
+May import: rich, ``secant.uses.gating``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from secant.report.charts import number
 from secant.uses.gating import Gates, Gating, Interval, LayerGates, unit_interval
 
 CAPTION = (
@@ -20,12 +19,19 @@ CAPTION = (
 )
 
 
-def with_interval(value: float | None, interval: Interval | None, digits: int = 3) -> str:
+def digits(value: float | None) -> str:
+    """A number by three digits that count, so that short distances do not become 0.002."""
+    if value is None:
+        return "n/a"
+    whole = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return whole.replace("-", "−")
+
+
+def with_interval(value: float | None, interval: Interval | None) -> str:
     """A number and its interval in square brackets."""
     if interval is None:
-        return number(value, digits)
-    low, high = interval
-    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+        return digits(value)
+    return f"{digits(value)} [{digits(interval[0])}, {digits(interval[1])}]"
 
 
 def _pair(trained: object, fresh: object | None) -> str:
@@ -52,15 +58,15 @@ def rows_of(found: Gating) -> list[tuple[str, str, str]]:
         ),
         both(
             "the same, in distances between two inputs",
-            lambda one: number(one.radius / found.step if one.radius is not None else None),
+            lambda one: digits(one.radius / found.step if one.radius is not None else None),
         ),
         both(
             "pieces from one input to another, mean",
-            lambda one: with_interval(one.pieces, one.pieces_interval, 1),
+            lambda one: with_interval(one.pieces, one.pieces_interval),
         ),
         both(
             "pieces for each unit on the way",
-            lambda one: number(one.pieces / one.units if one.units else None),
+            lambda one: digits(one.pieces / one.units if one.units else None),
         ),
     ]
     if found.trained.slice is not None:
@@ -125,7 +131,7 @@ def gating_words(found: Gating) -> str:
         share = found.trained.radius / found.step if found.step else 0.0
         said += (
             f"Around an input the network is one affine map up to a distance of "
-            f"{number(found.trained.radius)} (median), {100 * share:.2g} % of the way to "
+            f"{digits(found.trained.radius)} (median), {100 * share:.2g} % of the way to "
             "another input."
         )
     return said

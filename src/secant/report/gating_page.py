@@ -6,8 +6,8 @@ May import: the standard library, ``secant.report``, ``secant.slices``, ``secant
 
 from __future__ import annotations
 
-from secant.report.charts import escape, number
-from secant.report.gating import gating_words, rows_of
+from secant.report.charts import escape
+from secant.report.gating import digits, gating_words, rows_of
 from secant.report.slice_svg import (
     CSS,
     HUES,
@@ -31,6 +31,7 @@ background:var(--rule)}
 .bar i{display:block;height:100%}
 .b-on{background:var(--c1)}.b-both{background:var(--c2);opacity:.55}.b-off{background:var(--soft);
 opacity:.45}
+td.what{white-space:normal;min-width:8.5rem}
 td.bars{width:38%;min-width:9rem}
 .keys{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;font-size:.84rem;color:var(--soft);
 margin:.4rem 0}
@@ -115,14 +116,14 @@ def _row(found: Gating, title: str, colour: object, hues: dict[int, float]) -> s
 
 
 def _caption(cut: SlicePieces) -> str:
-    side = number(cut.window[0][1] - cut.window[0][0])
+    side = digits(cut.window[0][1] - cut.window[0][0])
     said = f"{cut.count:,} affine pieces in a square of side {side}"
     return said + (f"; {cut.regions:,} activation regions" if cut.regions != cut.count else "")
 
 
 def _whole(found: Gating) -> str:
     rows = "".join(
-        f'<tr><td class="w">{escape(name)}</td><td class="n">{escape(one)}</td>'
+        f'<tr><td class="what">{escape(name)}</td><td class="n">{escape(one)}</td>'
         f'<td class="n">{escape(other)}</td></tr>'
         for name, one, other in rows_of(found)
     )

@@ -24,8 +24,8 @@ SIZE = 2400
 
 HUES = 18
 FLAT = -1
-MOST_EDGES = 9_000
-"""Edges are drawn up to so many; past them they would cover the colours."""
+FEW_EDGES, MOST_EDGES = 9_000, 40_000
+"""Edges are drawn thinner past the first number, and not past the second: they would cover all."""
 
 CSS = """
 svg.slice{display:block;width:100%;height:auto;max-width:560px;border:1px solid var(--rule);
@@ -33,6 +33,7 @@ border-radius:6px}
 .cell{fill:hsl(var(--h) var(--s,58%) 66%);stroke:hsl(var(--h) var(--s,58%) 66%);stroke-width:5;
 stroke-linejoin:round}
 .edges{fill:none;stroke:#1b1f26;stroke-opacity:.45;stroke-width:3}
+.edges.fine{stroke-width:1.6;stroke-opacity:.32}
 .flat{--s:0%}
 .spot{fill:#fff;stroke:#000;stroke-width:9}
 .spotname{font:600 84px/1 var(--sans);fill:#000;text-anchor:middle;dominant-baseline:central}
@@ -117,7 +118,8 @@ def slice_picture(
         ):
             if (x, y) != (to_x, to_y):
                 lines.append(f"M{_step(x, y)}l{_step(to_x - x, to_y - y)}")
-        parts.append(f'<path class="edges" d="{"".join(lines)}"/>')
+        look = "edges" if len(ends) <= FEW_EDGES else "edges fine"
+        parts.append(f'<path class="{look}" d="{"".join(lines)}"/>')
     parts += [_spot(cut, point) for point in points]
     return "".join([*parts, "</svg>"])
 

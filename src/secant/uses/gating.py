@@ -47,7 +47,9 @@ MOST_KINKS = 200_000
 ON_DIAGONAL = 250
 """Most pieces along a diagonal of the slice: some 20,000 cells, which a page can draw."""
 
-MOST_CELLS = 40_000
+MOST_CELLS = 30_000
+"""A page with four pictures of so many stays under 6 MB."""
+
 SLACK = 1.2
 """The window's side, in sides of the smallest square around the three points."""
 
@@ -358,8 +360,8 @@ def _plane(x: Tensor, order: Tensor) -> tuple[list[int], Tensor, Tensor, Tensor]
             v = rest / rest.norm()
             chosen = [first, second, third]
             steps = [x[place] - x[first] for place in chosen]
-            at = torch.tensor([[float((s * u).sum()), float((s * v).sum())] for s in steps])
-            return chosen, at.double(), u, v
+            at = [[float((s * u).sum()), float((s * v).sum())] for s in steps]
+            return chosen, torch.tensor(at, dtype=torch.float64), u, v
     raise InputError(
         "gating: a slice needs three units that lie on no line; all of these do. "
         "Give other data, or leave the slice out."
