@@ -493,7 +493,7 @@ def merge(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="wide-nets.")],
+    name: Annotated[str, typer.Argument(help="pieces or wide-nets.")],
     out: Annotated[Path, typer.Option(help="Folder for study.json, study.html.")],
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of data and weights.")] = 0,
     resume: Annotated[

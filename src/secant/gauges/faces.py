@@ -26,7 +26,11 @@ Places = Float64[Tensor, "vertices 2"]
 
 
 class Slopes(NamedTuple):
-    """`slope` (cells, width, 2); `spread` (cells, 2, 2): its covariance for values of error 1."""
+    """`slope` (cells, width, 2); `spread` (cells, 2, 2): its covariance for values of error 1.
+
+    The smaller eigenvalue of a spread is known to an epsilon of the larger, and counts as that
+    where a cell is thinner than 1e-8 of its length: such a cell is told from others less well.
+    """
 
     slope: Float64[Tensor, "cells width 2"]
     spread: Float64[Tensor, "cells 2 2"]

@@ -4,4 +4,4 @@ Holds: ``STUDIES``, the name of each and the module whose ``study`` runs it.
 May import: nothing.
 """
 
-STUDIES = {"wide-nets": "secant.studies.wide_nets"}
+STUDIES = {"pieces": "secant.studies.pieces", "wide-nets": "secant.studies.wide_nets"}
