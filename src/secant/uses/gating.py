@@ -197,13 +197,7 @@ def gating(
     apart = x[order[: 2 * (len(x) // 2)]].flatten(1).view(-1, 2, x[0].numel()).diff(dim=1)
     step = float(apart.flatten(1).norm(dim=1).median())
     notes: list[str] = []
-    fresh: nn.Module | None = None
-    if has_control:
-        try:
-            fresh = loaded.fresh(seed)
-        except ControlError as error:
-            notes.append(f"No fresh weights: {error}")
-    networks = {"trained": loaded.model} | ({} if fresh is None else {"fresh": fresh.eval()})
+    networks = _networks(loaded, seed, has_control, notes)
     found: dict[str, Gates] = {}
     for what, network in networks.items():
         found[what] = _gates(network, x, order, batch_size, lambda d, t, w=what: progress(w, d, t))  # type: ignore[misc]
@@ -217,6 +211,19 @@ def gating(
         loaded.name, name, len(x), step, found["trained"], found.get("fresh"), points, notes, seed,
         versions(), time.perf_counter() - started, drawn,
     )  # fmt: skip
+
+
+def _networks(
+    loaded: Loaded, seed: int, has_control: bool, notes: list[str]
+) -> dict[str, nn.Module]:
+    """The model and, unless a note says why not, one of fresh weights."""
+    networks = {"trained": loaded.model}
+    if has_control:
+        try:
+            networks["fresh"] = loaded.fresh(seed).eval()
+        except ControlError as error:
+            notes.append(f"No fresh weights: {error}")
+    return networks
 
 
 def _inputs(
