@@ -54,7 +54,7 @@ def test_a_thin_strip_does_not_join_two_maps(width):
     assert found[2] in (found[1], found[3])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     angle=st.floats(0, 7), thin=st.floats(1e-12, 1.0), a=st.floats(-5, 5), b=st.floats(-5, 5),
     shift=st.floats(-100, 100),
