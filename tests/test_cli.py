@@ -121,6 +121,7 @@ def test_a_refused_run_leaves_nothing_that_it_made(run, tmp_path):
     (tmp_path / "mine").mkdir()
     refused = (
         ["report", "nonesuch"], ["anatomy", "nonesuch"], ["tune", "nonesuch"],
+        ["gating", "nonesuch"], ["gating", "demo:transformer"],
         ["compare", "demo:cnn", "demo:mlp"],
     )  # fmt: skip
     for args in refused:
@@ -155,6 +156,7 @@ COMMANDS = {
     "anatomy": ["demo:linear", "--rows", "200"],
     "compare": ["demo:linear", "demo:linear", "--rows", "60", "--no-controls", "--steps", "2"],
     "tune": ["demo:linear", "--rows", "200"],
+    "gating": ["demo:mlp", "--rows", "60", "--no-controls"],
 }
 
 

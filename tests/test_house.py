@@ -31,6 +31,7 @@ LEVELS = {
     "fit_readings": 3,
     "passes": 3,
     "segments": 3,
+    "slices": 3,
     "surveys": 3,
     "curves": 3,
     "experiments": 3,
@@ -126,8 +127,9 @@ def test_public_names():
     names = [
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError",
         "LoadOptions", "Merge", "Reading", "Report", "SecantError", "Separability", "StateError",
-        "Tracker", "align", "anatomy", "collapse", "compare", "diff", "fit_tangent", "judge",
-        "kernel", "linearize", "merge", "merge_file", "pieces", "separable", "sketch_kernel",
+        "Tracker", "affine_at", "align", "anatomy", "collapse", "compare", "diff", "fit_tangent",
+        "gating", "judge", "kernel", "linearize", "merge", "merge_file", "pieces", "separable",
+        "sketch_kernel", "slice_pieces",
         "survey", "tune",
     ]  # fmt: skip
     assert secant.__all__ == names
@@ -175,6 +177,8 @@ except SystemExit as end:
         "args = ['compare', '--help']" + HELP,
         "args = ['tune', '--help']" + HELP,
         "args = ['separable', '--help']" + HELP,
+        "args = ['gating', '--help']" + HELP,
+        "args = ['collapse', '--help']" + HELP,
     ],
     ids=[
         "import",
@@ -184,6 +188,8 @@ except SystemExit as end:
         "compare help",
         "tune help",
         "separable help",
+        "gating help",
+        "collapse help",
     ],
 )
 def test_no_torch_is_loaded(code):

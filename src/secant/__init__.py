@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from secant.readings import Reading as Reading
     from secant.readings import Report as Report
     from secant.segments import pieces as pieces
+    from secant.slices import slice_pieces as slice_pieces
+    from secant.uses.active_maps import affine_at as affine_at
     from secant.uses.align import Alignment as Alignment
     from secant.uses.align import align as align
     from secant.uses.anatomy import Anatomy as Anatomy
     from secant.uses.anatomy import anatomy as anatomy
     from secant.uses.collapse import collapse as collapse
+    from secant.uses.gating import gating as gating
     from secant.uses.judge import judge as judge
     from secant.uses.kernel import kernel as kernel
     from secant.uses.kernel_operator import KernelOperator as KernelOperator
@@ -54,12 +57,14 @@ _HOME = {
     "Separability": "secant.uses.separable",
     "StateError": "secant.errors",
     "Tracker": "secant.uses.track",
+    "affine_at": "secant.uses.active_maps",
     "align": "secant.uses.align",
     "anatomy": "secant.uses.anatomy",
     "collapse": "secant.uses.collapse",
     "compare": "secant.uses.paths",
     "diff": "secant.comparisons",
     "fit_tangent": "secant.uses.tangent_fit",
+    "gating": "secant.uses.gating",
     "judge": "secant.uses.judge",
     "kernel": "secant.uses.kernel",
     "linearize": "secant.uses.linearize",
@@ -68,6 +73,7 @@ _HOME = {
     "pieces": "secant.segments",
     "separable": "secant.uses.separable",
     "sketch_kernel": "secant.uses.kernel_sketch",
+    "slice_pieces": "secant.slices",
     "survey": "secant.uses.survey",
     "tune": "secant.uses.tune",
 }
@@ -88,12 +94,14 @@ __all__ = [
     "Separability",
     "StateError",
     "Tracker",
+    "affine_at",
     "align",
     "anatomy",
     "collapse",
     "compare",
     "diff",
     "fit_tangent",
+    "gating",
     "judge",
     "kernel",
     "linearize",
@@ -102,6 +110,7 @@ __all__ = [
     "pieces",
     "separable",
     "sketch_kernel",
+    "slice_pieces",
     "survey",
     "tune",
 ]

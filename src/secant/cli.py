@@ -493,7 +493,7 @@ def merge(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="cover, rounding or wide-nets.")],
+    name: Annotated[str, typer.Argument(help="cover, pieces, rounding or wide-nets.")],
     out: Annotated[Path, typer.Option(help="Folder for study.json, study.html.")],
     data: Annotated[
         str | None,
@@ -656,6 +656,57 @@ def separable(
     say("".join(f"{line}\n" for line in plain_words(found)))
     if out is not None:
         say(f"{out}\n")
+
+
+@app.command()
+def gating(
+    model: Annotated[str, typer.Argument(help="As for `secant report`.")],
+    data: Annotated[str, typer.Option(help="demo:digits or a file of tensors.")] = "demo:digits",
+    column: Annotated[str, typer.Option(help="Array, where the file has several.")] = "text",
+    rows: Annotated[int, typer.Option(min=3, help="Use the first ROWS units.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Units a forward pass.")] = 64,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**62, help="Seed of the sample and of fresh weights.")
+    ] = 0,
+    has_slice: Annotated[
+        bool, typer.Option("--slice", help="Also the plane through three inputs; with --out too.")
+    ] = False,
+    controls: Annotated[bool, typer.Option(help="Also fresh weights.")] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for gating.json, gating.html with the slice.")
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights of a factory's model.", rich_help_panel=LOADING),
+    ] = None,
+) -> None:
+    """Say which units of a piecewise linear MODEL decide anything, and how far one map reaches.
+
+    Units on for all, some or none of the data, layer by layer; the distance from an input to the
+    nearest boundary; the exact affine pieces between inputs and in a slice, drawn.
+
+    Example: secant gating demo:mlp --out reports/gating
+    """
+    from secant.load.options import LoadOptions
+    from secant.readings import writable
+    from secant.report.gating import gating_words, render_gating
+    from secant.uses.gating import gating
+
+    with nullcontext() if out is None else writable(out):
+        with progress_bars() as progress:
+            found = gating(
+                model, data, column=column, loading=LoadOptions(weights), rows=rows,
+                batch_size=batch_size, seed=seed, has_slice=has_slice or out is not None,
+                has_control=controls, progress=progress,
+            )  # fmt: skip
+        if out is not None:
+            from secant.report.gating_page import render_page
+
+            found.save(out, render_page(found))
+    show(*render_gating(found))
+    say("".join(f"{line}\n" for line in [gating_words(found), *found.notes]))
+    if out is not None:
+        say(f"{out / 'gating.json'}\n{out / 'gating.html'}\n")
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """The model along a segment between two inputs, as an exact polyline.
 
-Holds: ``polyline`` and its result ``Polyline``.
+Holds: ``polyline`` and its result ``Polyline``; ``in_float64``, how a model is run.
 May import: torch, ``secant.errors``, ``secant.maps``.
 """
 
@@ -63,7 +63,7 @@ def polyline(model: Callable[..., Any], start: Tensor, end: Tensor, *, limit: in
     refuses the input or is not piecewise affine and continuous.
     """
     start, end = _ends(start, end)
-    run = _in_float64(model)
+    run = in_float64(model)
     with torch.inference_mode(False), torch.no_grad():
         parts = _parts(run, start, end, limit)
         # Neighbouring parts share a point.
@@ -101,7 +101,7 @@ def _ends(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     return start, end
 
 
-def _in_float64(model: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
+def in_float64(model: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
     """The model's (first) output tensor; a module with float64 weights in place of its own."""
     run = model
     if isinstance(model, nn.Module):

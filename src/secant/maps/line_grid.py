@@ -8,7 +8,8 @@ A tensor "at the points" has them as its first dimension: (points, *shape).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,6 +128,23 @@ class Grid:
         parts = min(2 * -(-count * elements // MOST_ELEMENTS), count - 1)
         if count * elements > MOST_ELEMENTS and count > 2:
             raise TooLarge(self.t[[count * part // parts for part in range(1, parts)]].tolist())
+
+    def levels(self, name: str, points: Tensor, levels: Sequence[float | Tensor]) -> None:
+        """Add the kinks of entries that pass one of `levels`."""
+        self.refine([level_crossings(points, level) for level in levels], points[0].numel())
+
+    def envelope(self, name: str, points: Tensor, windows: Tensor) -> None:
+        """Add the kinks of the largest entry of each window."""
+        self.refine([envelope_crossings(points, windows)], points[0].numel())
+
+    def bent(self, function: Callable[..., Any], values: Sequence[Tensor]) -> Any:
+        """An operation whose kinks are among the points: exact there."""
+        return function(*values)
+
+    @property
+    def chunk(self) -> int | None:
+        """All points at a time: `admit` keeps them few."""
+        return None
 
     def refine(self, crossings: list[Crossings], elements: int) -> None:
         """Add the kinks found in a tensor of `elements` numbers a point as points.

@@ -1,11 +1,11 @@
-"""What each operation of a model does to a value that moves along a line.
+"""What each operation of a model does to a value that moves along a line, or over a plane.
 
 Holds: ``LineTensor``, a tensor known at the points of a grid and affine in between.
-May import: torch, ``secant.errors``, ``secant.maps.line_grid``.
+May import: torch, ``secant.errors``, ``secant.maps.places``.
 
 The model sees a tensor of one input. Behind it stand the values at all points. An affine
-operation is applied to every point; one with kinks first adds its kinks to the points; any
-other is refused by name, so that nothing that bends passes unseen.
+operation is applied to every point; one with kinks first tells the grid, which adds its kinks to
+the points; any other is refused by name, so that nothing that bends passes unseen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from secant.errors import InputError
-from secant.maps.line_grid import Crossings, Grid, envelope_crossings, level_crossings
+from secant.maps.places import Places
 
 aten = torch.ops.aten
 Bound = dict[str, Any]
@@ -108,13 +108,13 @@ class LineTensor(Tensor):
     """
 
     points: Tensor
-    grid: Grid
+    grid: Places
     version: int
     relatives: list[weakref.ref[LineTensor]]
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, points: Tensor, grid: Grid) -> LineTensor:
+    def __new__(cls, points: Tensor, grid: Places) -> LineTensor:
         """Values at the newest points of `grid`."""
         line: LineTensor = torch.Tensor._make_wrapper_subclass(
             cls, points.shape[1:], strides=points.stride()[1:], dtype=points.dtype,
@@ -124,7 +124,7 @@ class LineTensor(Tensor):
         line.relatives = [weakref.ref(line)]
         return line
 
-    def __init__(self, points: Tensor, grid: Grid) -> None:
+    def __init__(self, points: Tensor, grid: Places) -> None:
         pass
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
@@ -172,14 +172,16 @@ def _outcome(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _elementwise(func, args, kwargs, bound)
     if packet in LARGEST:
         gap = _applied(aten.sub.Tensor, (bound["self"], bound["other"]), {})
-        _refine(gap, lambda z: [level_crossings(z, 0.0)])
+        _refine(gap, lambda grid, z: grid.levels(_name(func), z, [0.0]))
     elif func in OVER_DIMENSIONS:
         sign = OVER_DIMENSIONS[func]
         table = _dimension_windows(bound["self"], bound.get("dim"))
-        _refine(bound["self"], lambda z: [envelope_crossings(sign * z, table)], len(table))
+        _refine(
+            bound["self"], lambda grid, z: grid.envelope(_name(func), sign * z, table), len(table)
+        )
     elif packet in POOLS:
         table = _pool_windows(func, bound, POOLS[packet])
-        _refine(bound["self"], lambda z: [envelope_crossings(z, table)], len(table))
+        _refine(bound["self"], lambda grid, z: grid.envelope(_name(func), z, table), len(table))
     elif not _is_affine(packet, bound, moving):
         # Composite operations reach this place whole inside `torch.inference_mode`.
         parts = func.decompose(*args, **kwargs)
@@ -188,7 +190,8 @@ def _outcome(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return parts
     if func is aten.addmm.default and moving == ["mat1"]:
         return _linear_layer(func, bound, kwargs)
-    return _applied(func, args, kwargs)
+    is_bent = packet in LARGEST or func in OVER_DIMENSIONS or packet in POOLS
+    return _applied(func, args, kwargs, is_bent=is_bent)
 
 
 def _linear_layer(func: Any, bound: Bound, kwargs: dict[str, Any]) -> LineTensor:
@@ -212,8 +215,10 @@ def _is_affine(packet: Any, bound: Bound, moving: list[str]) -> bool:
     return packet in IN_THE_FIRST and moving == [next(iter(bound))]
 
 
-def _applied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`func` at every point, by torch.vmap over the points."""
+def _applied(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_bent: bool = False
+) -> Any:
+    """`func` at every point, by torch.vmap over the points; `is_bent` if it has kinks."""
     flat, form = tree_flatten((args, kwargs))
     places = [i for i, value in enumerate(flat) if isinstance(value, LineTensor)]
     lines = [flat[i] for i in places]
@@ -228,7 +233,8 @@ def _applied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # The index of a largest entry may change its shape, but be used in no other way.
     is_shape_of_index = func.is_view and not lines[0].is_floating_point()
     values = [line.points if is_shape_of_index else line.newest() for line in lines]
-    points = torch.vmap(at_points)(*values)
+    batched = torch.vmap(at_points, chunk_size=grid.chunk)
+    points = grid.bent(batched, values) if is_bent else batched(*values)
     out = tree_map(lambda p: LineTensor(p, grid) if isinstance(p, Tensor) else p, points)
     for line in tree_flatten(out)[0]:
         if isinstance(line, LineTensor):
@@ -241,13 +247,16 @@ def _applied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], bound: Bound) -> Any:
     levels = LEVELS[func.overloadpacket](bound)
-    _refine(bound["self"], lambda z: [level_crossings(z, level) for level in levels])
+    is_upper = func.overloadpacket is aten.clamp and bound["min"] is None
+    name = "clamp_max" if is_upper else _name(func)
+    _refine(bound["self"], lambda grid, z: grid.levels(name, z, levels))
     line = bound["self"]
     # vmap would cost more than the operation, and constants broadcast from behind without it.
     if func is aten.relu.default and line.version != line.grid.version:
         # The usual case at half the memory: on its way to the new points the input is a copy.
         return LineTensor(line.grid.moved(line.points, line.version).relu_(), line.grid)
-    return LineTensor(func(line.newest(), *args[1:], **kwargs), line.grid)
+    points = line.grid.bent(lambda z: func(z, *args[1:], **kwargs), [line.newest()])
+    return LineTensor(points, line.grid)
 
 
 def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -275,13 +284,19 @@ def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _refine(
-    line: LineTensor, find: Callable[[Tensor], list[Crossings]], units: int | None = None
+    line: LineTensor, tell: Callable[[Places, Tensor], None], units: int | None = None
 ) -> None:
-    """Add to the grid the kinks that `find` sees in `line`, a layer of so many units."""
+    """Tell the grid of the kinks in `line`, a layer of so many units."""
     points = line.newest()
     low, high = points.aminmax()
     line.grid.see(line.numel() if units is None else units, max(-low.item(), high.item()))
-    line.grid.refine(find(points), line.numel())
+    tell(line.grid, points)
+
+
+def _name(func: Any) -> str:
+    """What a reader calls the operation: relu, max_pool2d."""
+    name = str(func._schema.name).removeprefix("aten::").removeprefix("_")
+    return name.removesuffix("_kernel").removesuffix("_with_indices")
 
 
 def _dimension_windows(line: LineTensor, dim: int | list[int] | None) -> Tensor:

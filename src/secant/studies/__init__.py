@@ -7,6 +7,7 @@ May import: nothing.
 
 STUDIES = {
     "cover": "secant.studies.cover",
+    "pieces": "secant.studies.pieces",
     "rounding": "secant.studies.rounding",
     "wide-nets": "secant.studies.wide_nets",
 }
