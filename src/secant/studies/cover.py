@@ -9,14 +9,14 @@ claim is supported if no more of them miss the law than of as many true interval
 runs, else refuted.
 
 Holds: ``study``; ``measure``, ``share_interval``, ``allowed_misses``.
-May import: torch, numpy, scipy, ``secant.engine``, ``secant.readings``, ``secant.surveys``
-(versions), ``secant.studies.finding``, ``secant.uses`` (cover, separation).
+May import: torch, numpy, scipy, ``secant.readings``, ``secant.surveys``
+(versions), ``secant.studies`` (finding, kept), ``secant.uses`` (cover, separation).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,16 @@ import numpy as np
 import torch
 from scipy.stats import beta, binom
 
-from secant.engine.checkpoint import Checkpoint, open_checkpoint
-from secant.readings import hardware, writable
+from secant.readings import hardware
 from secant.studies.finding import Curve, Figure, Finding, Verdict
+from secant.studies.kept import Kept, Progress
 from secant.surveys import versions
 from secant.uses.cover import chance
 from secant.uses.separation import decide
 
-Progress = Callable[[str, int, int], None]
 DIMENSION = 20
 COUNTS = (25, 30, 35, 38, 40, 42, 45, 50, 60)
 TRIALS = 2000
-STATES = ".states"
 
 
 def measure(points: int, trials: int, seed: int) -> dict[str, Any]:
@@ -86,34 +84,13 @@ def study(
 
     Raises: `InputError` if there is nothing to resume in `out`, or another run's state.
     """
-    started = time.perf_counter()
     counts, trials = counts or COUNTS, trials or TRIALS
     settings = {"dimension": DIMENSION, "points": list(counts), "trials": trials}
-    plan = {"study": "cover", "seed": seed, "versions": versions(), **settings}
-    checkpoint = None
-    if out is not None:
-        with writable(out):
-            checkpoint = open_checkpoint(out / STATES, plan, resume=resume)
-    numbers = []
-    for done, points in enumerate(counts, 1):
-        numbers.append(_kept(checkpoint, points, trials, seed))
-        progress("cover", done, len(counts))
-    finding = _finding(numbers, settings, seed, time.perf_counter() - started)
-    if out is not None and checkpoint is not None:
-        finding.save(out)
-        checkpoint.drop()
-    return finding
-
-
-def _kept(checkpoint: Checkpoint | None, points: int, trials: int, seed: int) -> dict[str, Any]:
-    """A measurement that a run cut off has left, or a new one."""
-    step = str(points)
-    found: dict[str, Any] | None = None if checkpoint is None else checkpoint.found(step)
-    if found is None:
-        found = measure(points, trials, seed)
-        if checkpoint is not None:
-            checkpoint.save_found(step, found)
-    return found
+    kept = Kept("cover", settings, len(counts),
+                seed=seed, out=out, resume=resume, progress=progress)  # fmt: skip
+    for points in counts:
+        kept(str(points), partial(measure, points, trials, seed))
+    return kept.written(_finding(kept.numbers, settings, seed, kept.seconds))
 
 
 def _finding(

@@ -11,14 +11,14 @@ outside wholly, else undecided; the claim is supported if all are, refuted if al
 depends if some are.
 
 Holds: ``study``; ``he_net``, ``measure``, ``judged``.
-May import: torch, ``secant.engine``, ``secant.readings``, ``secant.segments``, ``secant.surveys``
+May import: torch, ``secant.readings``, ``secant.segments``, ``secant.surveys``
 (versions), ``secant.studies``.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,13 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor, nn
 
-from secant.engine.checkpoint import Checkpoint, open_checkpoint
-from secant.readings import hardware, writable
+from secant.readings import hardware
 from secant.segments import pieces
 from secant.studies.finding import Curve, Figure, Finding, Verdict
+from secant.studies.kept import Kept, Progress
 from secant.studies.wide_nets import exponent
 from secant.surveys import versions
 
-Progress = Callable[[str, int, int], None]
 WIDTHS = (32, 64, 128, 256, 512)
 DEPTHS = (1, 2, 3, 4)
 SEEDS = 96
@@ -44,7 +43,6 @@ REACH = 1e4
 
 NEAR = 0.05
 SEGMENT_INPUTS, SEGMENT_REACH = 16, 10.0
-STATES = ".states"
 EARLIER = {"line": (1.01, 1.04), "segment": (0.73, 0.78)}
 """Our own first figures, pieces per neuron at widths 32 and 128, without intervals."""
 
@@ -118,43 +116,22 @@ def study(
 
     Raises: `InputError` if there is nothing to resume in `out`, or another run's state.
     """
-    started = time.perf_counter()
     settings: dict[str, Any] = {
         "widths": list(widths or WIDTHS), "depths": list(depths or DEPTHS),
         "seeds": seeds or SEEDS, "reach": REACH, "near": NEAR,
         "segment": {"inputs": SEGMENT_INPUTS, "half-length": SEGMENT_REACH},
     }  # fmt: skip
-    plan = {"study": "pieces", "seed": seed, "versions": versions(), **settings}
-    checkpoint = None
-    if out is not None:
-        with writable(out):
-            checkpoint = open_checkpoint(out / STATES, plan, resume=resume)
     runs = [
         (depth, width, one)
         for width in settings["widths"]
         for depth in settings["depths"]
         for one in range(seed, seed + settings["seeds"])
     ]
-    numbers = []
-    for done, run in enumerate(runs, 1):
-        numbers.append(_kept(checkpoint, *run))
-        progress("pieces", done, len(runs))
-    finding = _finding(numbers, settings, seed, time.perf_counter() - started)
-    if out is not None and checkpoint is not None:
-        finding.save(out)
-        checkpoint.drop()
-    return finding
-
-
-def _kept(checkpoint: Checkpoint | None, depth: int, width: int, seed: int) -> dict[str, Any]:
-    """A measurement that a run cut off has left, or a new one."""
-    step = f"{depth}-{width}-{seed}"
-    found: dict[str, Any] | None = None if checkpoint is None else checkpoint.found(step)
-    if found is None:
-        found = measure(depth, width, seed)
-        if checkpoint is not None:
-            checkpoint.save_found(step, found)
-    return found
+    kept = Kept("pieces", settings, len(runs),
+                seed=seed, out=out, resume=resume, progress=progress)  # fmt: skip
+    for depth, width, one in runs:
+        kept(f"{depth}-{width}-{one}", partial(measure, depth, width, one))
+    return kept.written(_finding(kept.numbers, settings, seed, kept.seconds))
 
 
 def _finding(

@@ -17,14 +17,13 @@ times does: d = -3/8192 in float16 moves large mantissas and not small ones, whi
 slope of the secant over many of its steps is the slope of the clipped map.
 
 Holds: ``study``; ``Recipe``, ``RECIPES``, ``measure``, ``gains``, ``judged``.
-May import: torch, scipy, ``secant.engine``, ``secant.errors``, ``secant.load``, ``secant.nn``,
-``secant.readings``, ``secant.surveys`` (versions), ``secant.studies.finding``.
+May import: torch, scipy, ``secant.errors``, ``secant.load``, ``secant.nn``,
+``secant.readings``, ``secant.surveys`` (versions), ``secant.studies`` (finding, kept).
 """
 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,18 +34,17 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from secant.engine.checkpoint import Checkpoint, open_checkpoint
 from secant.engine.plan import group_of
 from secant.errors import InputError
 from secant.load.data import load_data
 from secant.load.options import LoadOptions
 from secant.nn.activations import LinearSquash
 from secant.nn.rounded import RoundedLinear, Rounding, flatten
-from secant.readings import hardware, writable
+from secant.readings import hardware
 from secant.studies.finding import Curve, Figure, Finding, Verdict
+from secant.studies.kept import Kept, Progress
 from secant.surveys import versions
 
-Progress = Callable[[str, int, int], None]
 HIDDEN, BATCH, STEPS, CHECKS = 256, 128, 1000, 20
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 DECAY = 1e-2
@@ -56,7 +54,6 @@ TUNING_SEED = 1_000_003
 """Rates and the design are chosen on validation images, with weights that no seed draws."""
 
 TENTHS = {"test": (0, 1), "validation": (2, 3)}
-STATES = ".states"
 PUBLISHED = {"MNIST": (81.96, 97.29, 39.19), "CIFAR-10": (41.07, 53.56, 30.58)}
 """Murphy 2023: identity, grad1, grad1 flattened, in per cent."""
 
@@ -232,7 +229,6 @@ def study(
 
     Raises: `InputError` as `task`; if there is nothing to resume in `out`, or another run's state.
     """
-    started = time.perf_counter()
     seeds = seeds or SEEDS
     parts = task(data, column, label_column, seed)
     sizes = {name: len(one.rows) for name, one in zip(Task._fields, parts, strict=True)}
@@ -242,18 +238,15 @@ def study(
         "rates": list(RATES), "decay": DECAY, "seeds": seeds,
         "recipes": {name: repr(one.rounding) for name, one in RECIPES.items()},
     }  # fmt: skip
-    plan = {"study": "rounding", "seed": seed, "versions": versions(), **settings}
-    checkpoint = None
-    if out is not None:
-        with writable(out):
-            checkpoint = open_checkpoint(out / STATES, plan, resume=resume)
-    total = len(RECIPES) * (len(RATES) + seeds)
-    numbers: list[dict[str, Any]] = []
+    kept = Kept("rounding", settings, len(RECIPES) * (len(RATES) + seeds),
+                seed=seed, out=out, resume=resume, progress=progress)  # fmt: skip
 
     def run(name: str, rate: float, one: int) -> dict[str, Any]:
-        numbers.append(_kept(checkpoint, name, parts, rate, one))
-        progress("rounding", len(numbers), total)
-        return numbers[-1]
+        def measured() -> dict[str, Any]:
+            found = measure(RECIPES[name], parts, rate, one)
+            return {"recipe": name, "rate": rate, "seed": one} | found
+
+        return kept(f"{list(RECIPES).index(name)}-{rate:g}-{one}", measured)
 
     rates = {}
     for name in RECIPES:
@@ -264,25 +257,7 @@ def study(
         name: [run(name, rates[name]["rate"], one) for one in range(seed, seed + seeds)]
         for name in RECIPES
     }
-    finding = _finding(tests, chosen, numbers, settings, seed, time.perf_counter() - started)
-    if out is not None and checkpoint is not None:
-        finding.save(out)
-        checkpoint.drop()
-    return finding
-
-
-def _kept(
-    checkpoint: Checkpoint | None, name: str, data: Task, rate: float, seed: int
-) -> dict[str, Any]:
-    """A measurement that a run cut off has left, or a new one."""
-    step = f"{list(RECIPES).index(name)}-{rate:g}-{seed}"
-    found: dict[str, Any] | None = None if checkpoint is None else checkpoint.found(step)
-    if found is None:
-        found = {"recipe": name, "rate": rate, "seed": seed}
-        found |= measure(RECIPES[name], data, rate, seed)
-        if checkpoint is not None:
-            checkpoint.save_found(step, found)
-    return found
+    return kept.written(_finding(tests, chosen, kept.numbers, settings, seed, kept.seconds))
 
 
 def _finding(

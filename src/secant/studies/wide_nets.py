@@ -10,15 +10,15 @@ at or below -1/2 for tanh and ReLU, refuted if all begin above it, depends if so
 
 Holds: ``study``; ``WideNet``, ``ACTIVATIONS``, ``limit_kernel``, ``measure``, ``exponent``,
 ``judged``.
-May import: torch, scipy, ``secant.engine``, ``secant.readings``, ``secant.surveys`` (versions),
-``secant.studies.finding``, ``secant.uses.kernel``.
+May import: torch, scipy, ``secant.readings``, ``secant.surveys`` (versions),
+``secant.studies`` (finding, kept), ``secant.uses.kernel``.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,16 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor, nn
 
-from secant.engine.checkpoint import Checkpoint, open_checkpoint
-from secant.readings import hardware, number, writable
+from secant.readings import hardware, number
 from secant.studies.finding import Curve, Figure, Finding, Verdict
+from secant.studies.kept import Kept, Progress
 from secant.surveys import versions
 from secant.uses.kernel import kernel
 
-Progress = Callable[[str, int, int], None]
 POINTS, INPUTS, STEPS = 24, 8, 150
 WIDTHS = (128, 256, 512, 1024)
 SEEDS = 24
 BOUND = -0.5
-STATES = ".states"
 MEASURES = {"gap": "output gap", "change": "kernel change"}
 LIMIT = "distance of the first kernel from its limit"
 
@@ -232,43 +230,23 @@ def study(
 
     Raises: `InputError` if there is nothing to resume in `out`, or another run's state.
     """
-    started = time.perf_counter()
     widths, seeds = widths or WIDTHS, seeds or SEEDS
     settings = {
         "points": POINTS, "inputs": INPUTS, "steps": STEPS, "widths": list(widths),
         "seeds": seeds, "activations": list(ACTIVATIONS), "hidden layers": 2,
     }  # fmt: skip
-    plan = {"study": "wide-nets", "seed": seed, "versions": versions(), **settings}
-    checkpoint = None
-    if out is not None:
-        with writable(out):
-            checkpoint = open_checkpoint(out / STATES, plan, resume=resume)
     runs = [
         (name, width, one)
         for width in widths
         for name in ACTIVATIONS
         for one in range(seed, seed + seeds)
     ]
-    numbers = []
-    for done, run in enumerate(runs, 1):
-        numbers.append(_kept(checkpoint, *run))
-        progress("wide-nets", done, len(runs))
-    finding = _finding(numbers, settings, seed, time.perf_counter() - started)
-    if out is not None and checkpoint is not None:
-        finding.save(out)
-        checkpoint.drop()
-    return finding
-
-
-def _kept(checkpoint: Checkpoint | None, name: str, width: int, seed: int) -> dict[str, Any]:
-    """A measurement that a run cut off has left, or a new one."""
-    step = f"{list(ACTIVATIONS).index(name)}-{width}-{seed}"
-    found: dict[str, Any] | None = None if checkpoint is None else checkpoint.found(step)
-    if found is None:
-        found = measure(name, width, seed)
-        if checkpoint is not None:
-            checkpoint.save_found(step, found)
-    return found
+    kept = Kept("wide-nets", settings, len(runs),
+                seed=seed, out=out, resume=resume, progress=progress)  # fmt: skip
+    for name, width, one in runs:
+        step = f"{list(ACTIVATIONS).index(name)}-{width}-{one}"
+        kept(step, partial(measure, name, width, one))
+    return kept.written(_finding(kept.numbers, settings, seed, kept.seconds))
 
 
 def _finding(
