@@ -13,6 +13,7 @@ from torch import nn
 
 from secant.studies import STUDIES
 from secant.studies import pieces as module
+from secant.studies.kept import STATES
 from secant.studies.pieces import he_net, judged, mean_interval, measure, study
 
 SMALL = {"widths": [8, 16], "depths": [1, 2], "seeds": 3}
@@ -73,7 +74,7 @@ def test_a_small_run_has_every_figure(tmp_path):
     page = (tmp_path / "study.html").read_text()
     assert "Pieces on the line" in page
     assert "depth 2" in page
-    assert not (tmp_path / module.STATES).exists()
+    assert not (tmp_path / STATES).exists()
     assert STUDIES["pieces"] == "secant.studies.pieces"
 
 
