@@ -55,9 +55,8 @@ def shortened(
     chains: list[Chain] = []
     memo: dict[int, nn.Module] = {}
     for name, module in _outermost(model, ""):
-        before = len(chains)
         made = _of_sequence(module, name or "(model)", tied, chains, progress)
-        if any(not one.reason for one in chains[before:]):
+        if made is not None:
             memo[id(module)] = made
     if id(model) in memo:
         return memo[id(model)], chains
@@ -94,23 +93,32 @@ def _is_watched(module: nn.Module) -> bool:
 
 def _of_sequence(
     sequence: nn.Sequential, name: str, tied: set[int], chains: list[Chain], progress: Progress
-) -> nn.Sequential:
+) -> nn.Sequential | None:
+    """The sequence with its chains joined; None if none is."""
     leaves = list(_leaves(sequence))
-    made: list[nn.Module] = []
+    made: list[nn.Module | None] = []  # None: as it was, to be copied if anything is joined
     start = 0
     while start < len(leaves):
         end = start
         while end < len(leaves) and _is_joinable(leaves[end], tied):
             end += 1
         linears = [one for one in leaves[start:end] if isinstance(one, nn.Linear)]
+        joined = None
         if len(linears) > 1:
-            made += _joined(linears, f"{name}, {start} to {end - 1}", chains, progress)
-        elif end > start:
-            made += [copy.deepcopy(one) for one in leaves[start:end]]
-        if end < len(leaves):
-            made.append(copy.deepcopy(leaves[end]))
+            joined = _joined(linears, f"{name}, {start} to {end - 1}", chains, progress)
+        if joined is not None:
+            made += [*joined, *[None] * (end < len(leaves))]
+            leaves[start:end] = joined
+            end = start + len(joined)
+        else:
+            made += [None] * (min(end + 1, len(leaves)) - start)
         start = end + 1
-    return nn.Sequential(*made).train(sequence.training)
+    if all(one is None for one in made):
+        return None
+    parts = [
+        copy.deepcopy(old) if new is None else new for old, new in zip(leaves, made, strict=True)
+    ]
+    return nn.Sequential(*parts).train(sequence.training)
 
 
 def _is_joinable(module: nn.Module, tied: set[int]) -> bool:
@@ -127,8 +135,8 @@ def _is_joinable(module: nn.Module, tied: set[int]) -> bool:
 
 def _joined(
     linears: Sequence[nn.Linear], place: str, chains: list[Chain], progress: Progress
-) -> list[nn.Module]:
-    """The chain in as few products as are worth it."""
+) -> list[nn.Module] | None:
+    """The chain in as few products as are worth it; None if it stays as it is."""
     widths = [linears[0].in_features, *(one.out_features for one in linears)]
     cuts = cheapest(widths)
     before = sum(a * b + b for a, b in pairwise(widths))
@@ -136,7 +144,7 @@ def _joined(
     if work >= before:
         reason = "joining them would save no work"
         chains.append(Chain(place, len(linears), len(linears), before, before, 0.0, reason))
-        return [copy.deepcopy(one) for one in linears]
+        return None
     made: list[nn.Module] = []
     kept: list[Rounded] = []
     done = 0
@@ -155,7 +163,7 @@ def _joined(
                 Chain(place, len(linears), len(linears), before, before, found.relative,
                       found.reason)
             )  # fmt: skip
-            return [copy.deepcopy(one) for one in linears]
+            return None
         made.append(_linear(found, has_bias=any(one.bias is not None for one in part)))
         kept.append(found)
     relative = max(one.relative for one in kept)

@@ -25,6 +25,9 @@ TINY = 2.0**-1000
 NOTHING = 2.0**-900
 """An error bound that holds nothing but many times `TINY`."""
 
+LOW, HIGH = 2.0**-300, 2.0**300
+"""Norms between which squares and powers of 2 that undo them stay in the range of float64."""
+
 AT_ONCE = 1 << 22
 """Entries of matrices that are multiplied in one batch."""
 
@@ -78,10 +81,14 @@ def scaled(weights: Sequence[Tensor], shifts: Sequence[Tensor | None]) -> Scaled
     weight = torch.stack([one.detach().double() for one in weights])
     none = weight.new_zeros(weight.shape[1])
     shift = torch.stack([none if one is None else one.detach().double() for one in shifts])
-    weight, exponent = _normalised(weight)
-    shift, shift_exponent = _normalised(shift)
     nothing = weight.new_zeros(len(weight))
-    norm = torch.linalg.vector_norm(weight, dim=(1, 2)) * (1 + _gamma(weight[0].numel()))
+    exponent = shift_exponent = torch.zeros(len(weight), dtype=torch.long, device=weight.device)
+    norm = torch.linalg.vector_norm(weight, dim=(1, 2))
+    if bool(((norm < LOW) | (norm > HIGH)).any()):
+        weight, exponent = _normalised(weight)
+        norm = torch.linalg.vector_norm(weight, dim=(1, 2))
+    norm = norm * (1 + _gamma(weight[0].numel()))
+    shift, shift_exponent = _normalised(shift)
     return Scaled(weight, exponent, nothing, norm, shift, shift_exponent, nothing)
 
 
@@ -176,11 +183,16 @@ def _halved(chain: Scaled, level: int) -> Scaled:
 
 
 def _normalised(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Values with their largest magnitude in [1/2, 1), and the exponent taken out of each map."""
-    largest = values.abs().flatten(1).amax(1)
-    exponent = torch.frexp(largest).exponent.long()
+    """Values with a norm in [1/2, 1), and the exponent taken out of each map; exact."""
+    length = torch.linalg.vector_norm(values.flatten(1), dim=1)
+    extreme = (length < LOW) | (length > HIGH)
+    if bool(extreme.any()):  # squares may have left the range
+        length = torch.where(extreme, values.abs().flatten(1).amax(1), length)
+    exponent = torch.frexp(length).exponent.long()
     shape = (-1, *[1] * (values.ndim - 1))
-    return torch.ldexp(values, -exponent.view(shape)), exponent
+    if bool(extreme.any()):
+        return torch.ldexp(values, -exponent.view(shape)), exponent
+    return values * torch.ldexp(torch.ones_like(length), -exponent).view(shape), exponent
 
 
 def _gamma(terms: int) -> float:
