@@ -444,6 +444,26 @@ def test_bert_collapses_with_padding_and_any_length():
         torch.testing.assert_close(got[0], expected[0], rtol=1e-9, atol=1e-9)
 
 
+def test_a_llama_gives_its_norms_weights_to_their_readers():
+    """Its norms are written by hand, and all that reads one inside a layer is linear."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    model = settled(transformers.LlamaForCausalLM(config))
+    ids = torch.arange(21).view(3, 7)
+    found = collapsed(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    parts = Counter(one.parts[0].rpartition(".")[2] for one in found.joined)
+    assert parts == {"input_layernorm": 6, "post_attention_layernorm": 4}
+    longer = torch.arange(36).view(4, 9)
+    batch = {"input_ids": longer, "attention_mask": torch.ones_like(longer)}
+    with torch.no_grad():
+        expected, got = model(**batch, use_cache=False).logits, found.module(**batch).logits
+    # Its norms round to float32 within.
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_model_is_left_as_it_was():
     model = settled(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU()))
     before = copy.deepcopy(model.state_dict())

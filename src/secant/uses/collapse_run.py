@@ -11,6 +11,7 @@ import copy
 import importlib.util
 import json
 import platform
+import shutil
 import statistics
 import time
 import warnings
@@ -197,13 +198,14 @@ def _saved(found: Collapse, inputs: Any, out: Path) -> tuple[list[str], list[str
     if kwargs:
         open_dims[1] = torch.export.Dim.AUTO
     shapes = dict.fromkeys(kwargs, open_dims) if kwargs else (open_dims,)
-    with written_whole(out / "model.safetensors") as part:
-        save_model(module, str(part))
     with warnings.catch_warnings(), torch.no_grad(), without_cache(module):
         warnings.simplefilter("ignore")  # they speak of torch's own insides
         program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
         with written_whole(out / "model.pt2") as part, part.open("wb") as file:
             torch.export.save(program, file)
+        with written_whole(out / "model.safetensors") as part:
+            save_model(module, str(part))
+            shutil.copymode(out / "model.pt2", part)  # safetensors makes files of its own mode
         files = ["model.safetensors", "model.pt2"]
         if importlib.util.find_spec("onnxscript") is None:
             notes.append("model.onnx was not written: pip install 'secant[onnx]' for it.")
