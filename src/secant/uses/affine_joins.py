@@ -35,11 +35,7 @@ DEEPEST = 64
 
 @dataclass(frozen=True)
 class Join:
-    """Steps from `source` to `node` that become one, and the work before and after.
-
-    `error` and `shift_error` bound the joined weight and shift, rounding to the model's type
-    included.
-    """
+    """Steps from `source` to `node` that become one `form`, and the work before and after."""
 
     node: Node
     source: Node

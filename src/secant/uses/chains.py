@@ -37,7 +37,6 @@ class Chain:
     work: int
     relative: float
     reason: str
-    made: tuple[Rounded, ...] = ()
 
 
 def shortened(
@@ -67,8 +66,7 @@ def _outermost(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Sequentia
     """Sequences that no other sequence holds directly."""
     if type(module) is nn.Sequential and not _is_watched(module):
         yield name, module
-        children = [one for one in _leaves(module) if one is not None]
-        for number, child in enumerate(children):
+        for number, child in enumerate(_leaves(module)):
             if not isinstance(child, (nn.Linear, *IDLE)):
                 yield from _outermost(child, f"{name}.{number}" if name else str(number))
         return
@@ -146,7 +144,7 @@ def _joined(
         chains.append(Chain(place, len(linears), len(linears), before, before, 0.0, reason))
         return None
     made: list[nn.Module] = []
-    kept: list[Rounded] = []
+    relative = 0.0
     done = 0
     for first, last in pairwise(cuts):
         part = linears[first:last]
@@ -165,9 +163,8 @@ def _joined(
             )  # fmt: skip
             return None
         made.append(_linear(found, has_bias=any(one.bias is not None for one in part)))
-        kept.append(found)
-    relative = max(one.relative for one in kept)
-    chains.append(Chain(place, len(linears), len(made), before, work, relative, "", tuple(kept)))
+        relative = max(relative, found.relative)
+    chains.append(Chain(place, len(linears), len(made), before, work, relative, ""))
     return made
 
 

@@ -7,7 +7,7 @@ May import: torch, ``secant.errors``, ``secant.maps``, ``secant.uses``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,7 +62,6 @@ class Collapse:
     left: list[str]
     parameters_before: int
     parameters: int
-    notes: list[str] = field(default_factory=list)
 
 
 def collapse(

@@ -108,7 +108,9 @@ def collapse_to(
             data = load_data(data, column, loading, rows)
         units = data.first(rows)
         if len(units) < 2:
-            raise InputError(f"collapse: 2 units are needed to export on; got {len(units)}.")
+            raise InputError(
+                f"collapse: 2 units are needed to export on; got {len(units)}. Give more data."
+            )
         feed = Feed(loaded, units, groups=GROUPS, batch_size=batch_size, seed=seed)
         inputs = feed.inputs(Batch(0, tuple(range(min(batch_size, len(units))))))[0]
         with torch.no_grad():
@@ -122,7 +124,7 @@ def collapse_to(
         result = Collapsing(
             loaded.name, units.name, len(units), len(next(iter(_tensors(inputs)))),
             found.joined, found.left, before, after, differences, files,
-            [*feed.notes, *found.notes, *notes],
+            [*feed.notes, *notes],
             {"python": platform.python_version()} | {p: version(p) for p in packages},
         )  # fmt: skip
         write(out / "collapse.json", json.dumps(result.as_dict(), indent=1, allow_nan=False))
