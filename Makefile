@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: report test screenshots clean
+.PHONY: report test soak screenshots clean
 
 report: $(STAMP)  ## Survey the embedded demo models.
 	$(BIN)/secant report --out reports/demo
@@ -15,6 +15,9 @@ test: $(STAMP)  ## Lint, types and tests, on the installed package.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+soak: $(STAMP)  ## The laws again, with new draws, a thousand where no number is set.
+	$(BIN)/pytest --hypothesis-profile=soak
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

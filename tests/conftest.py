@@ -1,7 +1,9 @@
 """Shapes in the fields of named tuples are checked in every test; the program can be run in one.
 
-Holds: the fixture ``run``.
-May import: pytest, ``shape_checks``, ``secant.gauges``, ``secant.cli``.
+Laws are drawn from a fixed seed, so that one commit has one verdict; ``make soak`` draws new ones.
+
+Holds: the fixture ``run``, the Hypothesis profiles ``steady`` and ``soak``.
+May import: hypothesis, pytest, ``shape_checks``, ``secant.gauges``, ``secant.cli``.
 """
 
 import sys
@@ -9,12 +11,17 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 import pytest
+from hypothesis import settings
 
 from secant import cli, gauges
 from shape_checks import check_fields
 
 for module in iter_modules(gauges.__path__, "secant.gauges."):
     check_fields(import_module(module.name))
+
+settings.register_profile("steady", derandomize=True)
+settings.register_profile("soak", max_examples=1000)
+settings.load_profile("steady")
 
 
 @pytest.fixture

@@ -94,10 +94,13 @@ def test_a_rational_function_is_found_again():
 @settings(deadline=None)
 @given(st.floats(-100, 100, allow_nan=False, width=32))
 def test_linear_pieces_are_exact_where_kinks_are_knots(value):
-    """Bit for bit, also beyond the knots."""
+    """ReLU bit for bit, also beyond the knots; else the way to the knot left of x rounds, and the
+    sum does: half a unit in the last place of x + 4 at most, and of the result."""
     x = torch.tensor([value])
     assert torch.equal(Spline()(x), x.relu())
-    assert torch.equal(Spline(start=lambda z: z.abs() - 1, knots=17)(x), x.abs() - 1)
+    found = Spline(start=lambda z: z.abs() - 1, knots=17)(x).double()
+    rounding = torch.finfo(torch.float32).eps * (abs(value) + 4)
+    assert (found - (x.double().abs() - 1)).abs() <= rounding
 
 
 @pytest.mark.parametrize(("name", "bend"), [("gelu", 0.8), ("tanh", 0.77), ("sin", 1.0)])
