@@ -24,7 +24,7 @@ from secant.load.data import load_data
 from secant.load.feed import Feed
 from secant.load.models import load_model
 from secant.maps.sites import find_sites
-from secant.trials import Design, draw_sample
+from secant.trials import Design, draw_sample, features_at
 from toy_tokens import Apply, Digits, TokenNet, feed_of
 
 DESIGN = Design(units=20, batch_size=6)
@@ -39,7 +39,7 @@ def points(count=60, width=4, seed=0):
 
 
 def read(net, x, sites=("0",), design=DESIGN, **kwargs):
-    readings, _ = experiment(net, feed_of(net, x, **kwargs), sites, design)
+    readings, _ = experiment(net, feed_of(net, x, **kwargs), features_at(sites), design)
     return readings
 
 
@@ -284,7 +284,9 @@ def test_the_cost_is_what_was_evaluated(gauges, evaluations, derivatives):
 
     net, told = net_of(counted), []
     feed = feed_of(net, points())
-    readings, cost = experiment(net, feed, ["0"], DESIGN, lambda *done: told.append(done), gauges)
+    readings, cost = experiment(
+        net, feed, features_at(["0"]), DESIGN, lambda *done: told.append(done), gauges
+    )
     assert cost["experiment_evaluations"] == 2 * evaluations
     assert cost["experiment_derivatives"] == 2 * derivatives
     assert cost["experiment_forwards"] == 5
@@ -304,7 +306,7 @@ def test_one_gauge_alone_has_the_bits_that_it_has_beside_the_others(name):
     sites = find_sites(loaded.model, None)
 
     def readings(gauges):
-        return experiment(loaded.model, feed, sites, DESIGN, gauges=gauges)[0]
+        return experiment(loaded.model, feed, features_at(sites), DESIGN, gauges=gauges)[0]
 
     whole = readings(CURVES)
     for gauges in [(gauge,) for gauge in CURVES] + [("homogeneity", "tangent")]:
@@ -340,7 +342,7 @@ def test_a_repeated_module_is_a_site_for_each_call():
             return self.shared(self.shared(x))
 
     net = Twice()
-    sums, _ = experiment_sums(net, feed_of(net, points()), ["shared"], DESIGN)
+    sums, _ = experiment_sums(net, feed_of(net, points()), features_at(["shared"]), DESIGN)
     assert [of_site.site for of_site in sums] == ["shared", "shared@2", "(model)"]
 
 
@@ -351,7 +353,7 @@ def test_the_demo_nets_end_to_end(name):
     sites = find_sites(loaded.model)[:1]
     feed = feed_of(loaded.model, load_data("demo:digits").first(120).tensor)
     many, few = (
-        experiment(loaded.model, feed, sites, Design(units=12, batch_size=size))[0]
+        experiment(loaded.model, feed, features_at(sites), Design(units=12, batch_size=size))[0]
         for size in (12, 5)
     )
     assert_same(many, few)

@@ -149,6 +149,11 @@ def test_a_site_without_one_finite_value_is_an_input_error() -> None:
         observed(nn.Sequential(nn.Identity()), data, ["0"])
 
 
+def test_a_model_without_modules_inside_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="no site to fit"):
+        observed(nn.Linear(3, 3), torch.randn(60, 3), [])
+
+
 def test_a_container_and_its_only_child_are_told_apart_from_twins() -> None:
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Linear(4, 4))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from secant.errors import InputError
-from secant.trials import Design, Trials, draw_sample, positions, towards
+from secant.trials import Design, Trials, draw_sample, features_at, positions, towards
 from toy_tokens import feed_of
 
 POINTS = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
@@ -90,7 +90,7 @@ def test_steps_have_the_median_length():
     feed = feed_of(NET, POINTS)
     design = Design(units=15, batch_size=4)
     sample = draw_sample(feed, design)
-    trials = Trials(NET, feed, ["0"], design)
+    trials = Trials(NET, feed, features_at(["0"]), design)
     batches = [sample[:8], sample[8:]]
     steps = trials.steps(batches)
     lengths = [float((POINTS[m.partners[0]] - POINTS[m.unit]).double().norm()) for m in sample]

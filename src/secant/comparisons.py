@@ -21,7 +21,7 @@ from secant.errors import InputError
 from secant.gauges.interval import difference_interval, jackknife_interval
 from secant.readings import ModelReport, Reading, Report
 
-PLACES = ("t", "rho", "scale", "direction")
+PLACES = ("t", "rho", "scale", "direction", "steps", "lag")
 """Entries of a reading's details that say which point of a curve it is."""
 KINDS = {
     ("residual_by_group", "total_by_group"): False,

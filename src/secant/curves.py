@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from secant.comparisons import paired
+from secant.comparisons import PLACES, paired
 from secant.gauges.chord import chord_from_sums
 from secant.gauges.interval import ratio_interval
 from secant.gauges.sum import homogeneity_from_sums, sum_from_sums
@@ -142,7 +142,8 @@ def _place(point: Point) -> dict[str, Any]:
         return {"t": point.at}
     if point.gauge == "tangent":
         return {"rho": point.at, "direction": point.direction}
-    return {"rho": point.at, "scale": SCALE if point.gauge == "homogeneity" else None}
+    scale = SCALE if point.gauge == "homogeneity" else None
+    return {"rho": point.at, "scale": scale, "direction": point.direction}
 
 
 def _radius(curve: Sequence[Reading], gauge: str, variant: str, direction: str) -> Reading:
@@ -192,7 +193,7 @@ def _radius(curve: Sequence[Reading], gauge: str, variant: str, direction: str) 
 
 
 def _key(reading: Reading) -> tuple[Any, ...]:
-    where = (reading.details.get(name) for name in ("t", "rho", "direction"))
+    where = (reading.details.get(name) for name in PLACES)
     return (reading.variable, reading.site, reading.gauge, reading.variant, *where)
 
 

@@ -24,7 +24,7 @@ from secant.gauges.tangent import tangent_sums
 from secant.load.feed import Feed
 from secant.maps.derivatives import derivatives
 from secant.readings import Reading
-from secant.trials import Design, Key, Trial, Trials, draw_sample
+from secant.trials import Capture, Design, Key, Trial, Trials, draw_sample
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 0.9)
 RHOS = (0.001, 0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0)
@@ -44,31 +44,33 @@ Curves = dict[Point, Tensor]
 def experiment(
     model: nn.Module,
     feed: Feed,
-    sites: Sequence[str],
+    capture: Capture,
     design: Design,
     progress: Progress = lambda done, total: None,
     gauges: Sequence[str] = CURVES,
 ) -> tuple[list[Reading], dict[str, float]]:
-    """Readings of chord, tangent, sum and homogeneity at each site and from inputs to output.
+    """Readings of chord, tangent, sum and homogeneity for every map that `capture` gives.
 
     Only those of `gauges` are taken, to the same bits as beside the others.
 
-    At every site the map is block in to block out (variable `features`); the whole model from
-    its inputs, or input embeddings, is the site ``(model)`` of the variable `inputs`. See
+    With `trials.features_at` the map at every site is block in to block out (variable
+    `features`); the whole model from its inputs, or input embeddings, is the site ``(model)`` of
+    the variable `inputs`. With `maps.time` it is state to next state (variable `time`). See
     `experiment_sums` for what is evaluated, its cost and its errors, and `curves.with_controls`
     for setting readings beside those of other weights.
     """
-    sums, cost = experiment_sums(model, feed, sites, design, progress, gauges)
+    sums, cost = experiment_sums(model, feed, capture, design, progress, gauges)
     return [reading for of_site in sums for reading in readings_of(of_site)], cost
 
 
 def experiment_sums(
     model: nn.Module,
     feed: Feed,
-    sites: Sequence[str],
+    capture: Capture,
     design: Design,
     progress: Progress = lambda done, total: None,
     gauges: Sequence[str] = CURVES,
+    alter: Callable[[Trial], Trial] = lambda trial: trial,
 ) -> tuple[list[SiteSums], dict[str, float]]:
     """The sums by group behind `experiment`'s readings, and their cost.
 
@@ -82,6 +84,7 @@ def experiment_sums(
     The model is copied to `design.dtype`, and is not touched. In float64, an affine map reads 0
     to rounding at the shortest step; in float32 the floor of a point is some 1e9 times higher.
     The noise is what leaves the tangent along a step of 1e-8, at least 16 units in the last place.
+    `alter` may give a trial other steps of its own before it is made.
 
     `progress` is told units done and units in all, each counted once for every map.
 
@@ -96,7 +99,7 @@ def experiment_sums(
     """
     started = time.perf_counter()
     sample = draw_sample(feed, design)
-    trials = Trials(model, feed, sites, design)
+    trials = Trials(model, feed, capture, design)
     by_length = sorted(sample, key=lambda member: (feed.lengths[member.unit], member.code))
     size = design.batch_size
     batches = [by_length[start : start + size] for start in range(0, len(sample), size)]
@@ -110,7 +113,7 @@ def experiment_sums(
         for batch in batches:
             groups = torch.tensor([member.group for member in batch])
             for key, trial in trials.of(batch, steps):
-                per_unit, rounding = measure(trial, gauges)
+                per_unit, rounding = measure(alter(trial), gauges)
                 table = points.setdefault(key, {})
                 for point, sums in per_unit.items():
                     added = group_sums(sums, groups, count)

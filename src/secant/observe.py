@@ -243,6 +243,11 @@ def accumulate(
     `skips` as for `Observer`. With a `checkpoint` the pass goes on behind the last batch kept
     under `step`, to the same bits as a pass that was never cut off.
     """
+    if not sites:
+        raise InputError(
+            f"{type(model).__name__} has no modules inside it, so there is no site to fit. Wrap it "
+            "in `nn.Sequential(model)`."
+        )
     observer = Observer(model, sites, skips=skips)
     kept = None if checkpoint is None else checkpoint.sums(step)
     start = 0

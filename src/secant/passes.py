@@ -26,13 +26,13 @@ from secant.readings import Reading, plain
 from secant.records import NotARecordError, record
 from secant.segments import segment_readings
 from secant.site_sums import results_of
-from secant.trials import Design, draw_sample
+from secant.trials import Design, draw_sample, features_at
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[int, int], None]
 Kept = TypeVar("Kept")
-GAUGES = ("fit", *CURVES, "pieces", "kernel")
-"""All that a survey may be asked for; readers of the kernel are handed in by a layer above."""
+GAUGES = ("fit", *CURVES, "pieces", "kernel", "time")
+"""All that a survey may be asked for; readers of the last two are handed in by a layer above."""
 PAIRS = 5
 """Pairs of inputs between which pieces are counted."""
 MOST_KINKS = 20_000
@@ -159,7 +159,12 @@ class Passes:
         design = Design(seed=self.settings.seed)
         return Part(
             *experiment(
-                model, self.feed, self.sites, design, self._progress(what, "curves"), gauges
+                model,
+                self.feed,
+                features_at(self.sites),
+                design,
+                self._progress(what, "curves"),
+                gauges,
             )
         )
 

@@ -1,6 +1,7 @@
 """The bounded sample of an experiment: its units, their partners and the steps between them.
 
-Holds: ``Design``, ``Member``, ``draw_sample``, ``Trial``, ``Trials``, ``towards``.
+Holds: ``Design``, ``Member``, ``draw_sample``, ``Trial``, ``Trials``, ``towards``; ``Capture``
+and ``features_at``, which say what maps are tried.
 May import: torch, ``secant.errors``, ``secant.engine``, ``secant.load``, ``secant.maps``.
 
 Everything follows from the units' contents and the seed: neither their order, nor their length,
@@ -12,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,26 @@ from secant.load.feed import Feed
 from secant.maps.derivatives import prepared_copy
 from secant.maps.features import BlockMap, DecoderMap
 from secant.maps.inputs import capture_with_inputs
+from secant.maps.time import Transition, Unrolled
 
 FEWEST = 3
 """Units that a group needs (a point and two partners), and groups that an interval needs."""
 
-Map = BlockMap | DecoderMap
+Map = BlockMap | DecoderMap | Transition | Unrolled
 Key = tuple[str, str]
+Capture = Callable[[nn.Module, Callable[[], Any], Tensor | None], Mapping[Key, Map]]
+"""Every map of the model, under its variable and site, from forwards of one batch and its mask."""
+
+
+def features_at(sites: Sequence[str]) -> Capture:
+    """The blocks at these sites, and the whole model from its inputs as ``(model)``."""
+
+    def capture(model: nn.Module, forward: Callable[[], Any], _: Tensor | None) -> dict[Key, Map]:
+        blocks, whole = capture_with_inputs(model, sites, forward)
+        maps: dict[Key, Map] = {("features", site): block for site, block in blocks.items()}
+        return maps | {("inputs", "(model)"): whole}
+
+    return capture
 
 
 @dataclass(frozen=True)
@@ -106,26 +121,24 @@ def draw_sample(feed: Feed, design: Design) -> list[Member]:
 
 
 class Trials:
-    """The maps of a model's prepared copy at its sites, with the steps in which they are tried."""
+    """The maps of a model's prepared copy, with the steps in which they are tried."""
 
-    def __init__(self, model: nn.Module, feed: Feed, sites: Sequence[str], design: Design) -> None:
+    def __init__(self, model: nn.Module, feed: Feed, capture: Capture, design: Design) -> None:
         self.model = prepared_copy(model, design.dtype)
-        self.feed, self.sites, self.design = feed, sites, design
+        self.feed, self.capture, self.design = feed, capture, design
         self.forwards_by_unit = 0
 
-    def maps(self, units: Sequence[int]) -> tuple[dict[Key, Map], Tensor | None]:
-        """Every map on a batch of these units, from one forward, and the batch's mask."""
+    def maps(self, units: Sequence[int]) -> tuple[Mapping[Key, Map], Tensor | None]:
+        """Every map on a batch of these units, and the batch's mask."""
         forward, mask = self.feed.forward(self.model, Batch(0, tuple(units)))
         self.forwards_by_unit += len(units)
         try:
-            blocks, whole = capture_with_inputs(self.model, self.sites, forward)
+            maps = self.capture(self.model, forward, mask)
         except InputError as error:
             raise InputError(
                 f"in {self.design.dtype}, in which curves are taken: {error} "
                 "A model that makes tensors of its own type has no curves there."
             ) from error
-        maps: dict[Key, Map] = {("features", site): block for site, block in blocks.items()}
-        maps["inputs", "(model)"] = whole
         for (_, site), found in maps.items():
             for what, features in (("input", found.x), ("output", found.y)):
                 if features.ndim == 0 or len(features) != len(units):
@@ -142,7 +155,10 @@ class Trials:
             here, mask = self.maps([member.unit for member in batch])
             there, other_mask = self.maps([member.partners[0] for member in batch])
             for key, found in here.items():
-                change = towards(found.x, mask, there[key].x, other_mask, key[1])
+                there_x, site = there[key].x, key[1]
+                change = towards(
+                    found.x, mask_of(found, mask), there_x, mask_of(there[key], other_mask), site
+                )
                 distances[key] += _norms(change).tolist()
         return {key: statistics.median(values) for key, values in distances.items()}
 
@@ -151,15 +167,16 @@ class Trials:
         here, mask = self.maps([member.unit for member in batch])
         ends = [self.maps([member.partners[which] for member in batch]) for which in (0, 1)]
         for key, found in here.items():
-            x, site = found.x, key[1]
+            x, site, own = found.x, key[1], mask_of(found, mask)
             chord, other = (
-                towards(x, mask, maps[key].x, end_mask, site) for maps, end_mask in ends
+                towards(x, own, maps[key].x, mask_of(maps[key], end_mask), site)
+                for maps, end_mask in ends
             )
-            counted = positions(x, mask, site)
+            counted = positions(x, own, site)
             codes = [_hash(member.code, f"{self.design.seed} {site}") for member in batch]
             trial = Trial(
                 found,
-                positions(found.y, mask, site),
+                positions(found.y, own, site),
                 _rows(x) if counted is None else int(counted.sum()),
                 chord,
                 _scaled(chord, steps[key]),
@@ -167,6 +184,13 @@ class Trials:
                 _scaled(_gaussian(x, counted, codes), steps[key]),
             )
             yield key, trial
+
+
+def mask_of(found: Map, mask: Tensor | None) -> Tensor | None:
+    """The batch's mask as this map has its positions: a recurrence has its steps in its order."""
+    if isinstance(found, Unrolled):
+        return found.taken
+    return found.counted(mask) if isinstance(found, Transition) else mask
 
 
 def positions(features: Tensor, mask: Tensor | None, site: str) -> Tensor | None:

@@ -13,12 +13,12 @@ from torch import nn
 from secant.errors import LoadError
 from secant.load.demo import DEMOS, digits, digits_split, load_demo
 
-LEAST_ACCURACY = {"linear": 0.9, "mlp": 0.95, "cnn": 0.95, "transformer": 0.95}
+LEAST_ACCURACY = {"linear": 0.9, "mlp": 0.95, "cnn": 0.95, "transformer": 0.95, "gru": 0.94}
 NAMES = sorted(DEMOS)
 
 
 def test_registry_names():
-    assert list(DEMOS) == ["linear", "mlp", "cnn", "transformer"]
+    assert list(DEMOS) == ["linear", "mlp", "cnn", "transformer", "gru"]
 
 
 def test_digits_shape_type_and_range():
@@ -60,7 +60,7 @@ def test_held_out_accuracy(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "gru"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_blocks_keep_shape(name, batch):
     net = load_demo(name)
@@ -91,7 +91,7 @@ def test_linear_net_is_affine():
     assert affine_error("linear") < 1e-4
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer", "gru"])
 def test_other_nets_are_not_affine(name):
     assert affine_error(name) > 0.1
 

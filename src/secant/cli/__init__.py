@@ -10,11 +10,11 @@ import sys
 
 import typer
 
-from secant.cli import inputs, studying, surveying, weights
+from secant.cli import inputs, recurrences, studying, surveying, weights
 from secant.cli.console import app
 from secant.errors import SecantError
 
-for each in (surveying, inputs, weights, studying):
+for each in (surveying, inputs, weights, recurrences, studying):
     app.add_typer(each.family)
 
 

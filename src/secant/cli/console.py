@@ -24,6 +24,7 @@ app = typer.Typer(
 LOADING = "Loading"
 SURVEY = "Survey a model"
 WEIGHTS = "Linear in the weights"
+TIME = "Linear in time"
 INPUTS = "Linear in the inputs"
 STUDIES = "Claims as experiments"
 """Panels of ``secant --help``, and of a command's options."""

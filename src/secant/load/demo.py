@@ -1,11 +1,11 @@
-"""Demo nets: four small trained digit classifiers, ready to measure without a download.
+"""Demo nets: five small trained digit classifiers, ready to measure without a download.
 
-Holds: ``DeepLinear``, ``ReluMLP``, ``SmallCNN``, ``SmallTransformer``, the registry
+Holds: ``DeepLinear``, ``ReluMLP``, ``SmallCNN``, ``SmallTransformer``, ``RowGRU``, the registry
 ``DEMOS``, and the functions ``load_demo``, ``digits`` and ``digits_split``.
 May import: torch, safetensors, sklearn, ``secant.errors``.
 
 Every net takes ``(batch, 1, 8, 8)`` float32 in 0..1 and returns ``(batch, 10)`` logits.
-Each has a ``blocks`` list whose members keep the shape of what they receive.
+Each but the recurrent one has a ``blocks`` list whose members keep the shape of what they receive.
 ``scripts/train_demos.py`` makes the packaged weights.
 """
 
@@ -163,13 +163,30 @@ class SmallTransformer(nn.Module):
         return logits
 
 
-DemoNet = DeepLinear | ReluMLP | SmallCNN | SmallTransformer
+@final
+class RowGRU(nn.Module):
+    """Pixel rows as eight steps of a gated recurrence, whose last state is read."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(8, width, batch_first=True)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch of images."""
+        states, _ = self.rnn(images.squeeze(1))
+        logits: Tensor = self.head(states[:, -1])
+        return logits
+
+
+DemoNet = DeepLinear | ReluMLP | SmallCNN | SmallTransformer | RowGRU
 
 DEMOS: Final[dict[str, type[DemoNet]]] = {
     "linear": DeepLinear,
     "mlp": ReluMLP,
     "cnn": SmallCNN,
     "transformer": SmallTransformer,
+    "gru": RowGRU,
 }
 
 

@@ -149,7 +149,8 @@ def _title(family: Family) -> str:
         "sum": "Changes that do not add, against the step",
         "homogeneity": "Changes that do not scale, against the step",
     }
-    way = f", {family.direction} directions" if family.direction else ""
+    way = f", {family.direction}" if family.direction else ""
+    way += " directions" if family.direction in ("data", "random") else ""
     return f"{names[family.gauge]} ({family.variable}{way})"
 
 

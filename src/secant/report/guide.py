@@ -42,5 +42,8 @@ def _kinds(model: Model) -> set[str]:
         kinds |= {f"{family.variant} curve", f"{family.direction} steps"}
         kinds |= {"radius"} if radii_of(model, family) else set()
         kinds |= {"weights steps"} if family.variable == "weights" else set()
-    kinds |= {"pieces", "kernel"} & {str(one.get("gauge")) for one in readings_of(model)}
+    kinds |= {"pieces", "kernel", "memory"} & {str(one.get("gauge")) for one in readings_of(model)}
+    variants = {str(one.get("variant")) for one in readings_of(model)}
+    kinds |= {"horizon"} & variants
+    kinds |= {"eigenvalues"} if "spectral radius" in variants else set()
     return kinds | {"marks"} if kinds else kinds

@@ -17,6 +17,7 @@ from secant.report.profiles import comparison, plots
 from secant.report.style import CHART_CSS, PAGE_CSS
 from secant.report.summary import summary
 from secant.report.tables import tables
+from secant.report.time import time_plots
 
 
 def render_html(report: dict[str, Any]) -> str:
@@ -88,7 +89,7 @@ def _card(model: Model, models: list[Model]) -> str:
     return (
         f'<section class="card"><h2>{escape(text_at(model, "name"))}</h2>'
         f'<p class="meta">{escape(about)}</p>{notes}{plots(model, models)}'
-        f"{curve_plots(model, models)}{_warnings(model)}</section>"
+        f"{time_plots(model)}{curve_plots(model, models)}{_warnings(model)}</section>"
     )
 
 

@@ -63,6 +63,7 @@ CHART_CSS = """
 svg.plot{display:block;width:100%;height:auto;overflow:hidden}
 svg.plot text{font:12px/1 var(--sans);fill:var(--soft)}
 svg.plot text.na{fill:var(--c);text-anchor:middle}
+svg.plane{max-width:400px;margin:0 auto}
 .grid{stroke:var(--rule);stroke-width:1}
 .base{stroke:var(--soft);stroke-width:1.2}
 .line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}

@@ -1,7 +1,8 @@
 """A report, or two reports compared, as a terminal table.
 
 Holds: ``render_terminal``, ``render_comparison``.
-May import: rich, ``secant.readings``, ``secant.comparisons``, ``secant.report`` (paths, profiles).
+May import: rich, ``secant.readings``, ``secant.comparisons``, ``secant.report`` (cells, paths,
+profiles, time_table).
 """
 
 from __future__ import annotations
@@ -14,30 +15,14 @@ from rich.table import Table
 
 from secant.comparisons import Comparison, Difference
 from secant.readings import ModelReport, Reading
+from secant.report.cells import number, with_interval
 from secant.report.paths import render_paths
 from secant.report.profiles import common_path
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"
-
-
-def _with_interval(held: dict[str, Any] | Reading | None) -> str:
-    """A number over the half-width of its interval, the longer side."""
-    if held is None:
-        return "n/a"
-    value, interval = (
-        (held.value, held.interval)
-        if isinstance(held, Reading)
-        else (held.get("value"), held.get("interval"))
-    )
-    if value is None or interval is None:
-        return _number(value)
-    return f"{_number(value)}\n±{max(interval[1] - value, value - interval[0]):.3f}"
+from secant.report.time_table import TIME, time_table
 
 
 def _control(reading: Reading | None, name: str) -> str:
-    return _with_interval(None if reading is None else reading.controls.get(name, {}))
+    return with_interval(None if reading is None else reading.controls.get(name, {}))
 
 
 def _radius(radius: Reading | None) -> str:
@@ -47,7 +32,7 @@ def _radius(radius: Reading | None) -> str:
     """
     if radius is None:
         return "n/a"
-    details, value, edge = radius.details, _number(radius.value), None
+    details, value, edge = radius.details, number(radius.value), None
     if details.get("censored") is not None:
         is_past = details["censored"] == "past the grid"
         edge = details["lower"] if is_past else details["upper"]
@@ -72,7 +57,7 @@ def _control_radius(radius: Reading | None, name: str) -> str:
     censored = control.get("censored")
     if censored is not None:
         return "longer" if censored == "past the grid" else "shorter"
-    return _number(control.get("value"))
+    return number(control.get("value"))
 
 
 def render_terminal(report: ModelReport) -> list[Table | str]:
@@ -83,9 +68,9 @@ def render_terminal(report: ModelReport) -> list[Table | str]:
     if any(reading.gauge == "displacement" for reading in report.readings):
         return render_paths(report)
     parts: list[Table | str] = []
-    if any(reading.gauge == "fit" for reading in report.readings):
+    if any(reading.gauge == "fit" and reading.variable != TIME for reading in report.readings):
         parts.append(_fits(report))
-    in_points = [one for one in report.readings if one.variable != "weights"]
+    in_points = [one for one in report.readings if one.variable not in ("weights", TIME)]
     if any(reading.gauge in ("chord", "tangent", "sum") for reading in in_points):
         parts.append(_curves(report))
     for reading in report.readings:
@@ -95,6 +80,8 @@ def render_terminal(report: ModelReport) -> list[Table | str]:
             parts.append(_weights_radius(reading))
         if reading.gauge == "kernel":
             parts.append(_kernel(reading))
+    if any(reading.variable == TIME for reading in report.readings):
+        parts.append(time_table(report))
     if {reading.gauge for reading in report.readings} == {"homogeneity"}:
         parts.append("Homogeneity is a curve: see the page, or the JSON.")
     parts += [f"[bold]{escape(note)}[/bold]" for note in report.notes]
@@ -144,7 +131,7 @@ def _weights_radius(reading: Reading) -> str:
     elif details["censored"] is not None:
         reach = f"not even up to {details['upper']:g} {norms}"
     else:
-        reach = f"up to {_number(reading.value)}{_span(reading)} {norms}"
+        reach = f"up to {number(reading.value)}{_span(reading)} {norms}"
     beside = ", ".join(f"{name} {_control_radius(reading, name)}" for name in reading.controls)
     told = f" ({beside})" if beside else ""
     return f"In weights the tangent holds to 10 % for random steps {reach}{told}."
@@ -156,9 +143,9 @@ def _span(reading: Reading) -> str:
 
 def _kernel(reading: Reading) -> str:
     beside = ", ".join(
-        f"{name} {_number(control.get('value'))}" for name, control in reading.controls.items()
+        f"{name} {number(control.get('value'))}" for name, control in reading.controls.items()
     )
-    told = f"{_number(reading.value)}{_span(reading)}{f' ({beside})' if beside else ''}"
+    told = f"{number(reading.value)}{_span(reading)}{f' ({beside})' if beside else ''}"
     return (
         f"Alignment of the tangent kernel with the classes: {told}. 1: it moves each class as one."
     )
@@ -184,17 +171,17 @@ def _fits(report: ModelReport) -> Table:
     table.add_column("warn", justify="right")
     by_site: dict[str, dict[str, Reading]] = {}
     for reading in report.readings:
-        if reading.gauge == "fit":
+        if reading.gauge == "fit" and reading.variable != TIME:
             by_site.setdefault(reading.site, {})[reading.variant] = reading
     for site, of_site in by_site.items():
         raw, beyond = of_site["raw"], of_site.get("beyond")
         context = of_site.get("context beyond")
         table.add_row(
             escape(site.removeprefix(prefix)),
-            _with_interval(raw),
+            with_interval(raw),
             _control(raw, "residual"),
-            _with_interval(beyond),
-            _with_interval(context),
+            with_interval(beyond),
+            with_interval(context),
             _control(beyond, "fresh"),
             _control(beyond, "shuffled"),
             str(len(raw.warnings) or ""),
@@ -222,7 +209,7 @@ def _curves(report: ModelReport) -> Table:
     found: dict[str, dict[tuple[str, str], Reading]] = {}
     for one in report.readings:
         is_elsewhere = one.gauge == "chord" and one.details.get("t") != 0.5
-        if is_elsewhere or one.variable == "weights":
+        if is_elsewhere or one.variable in ("weights", TIME):
             continue
         is_radius = one.variant.startswith("radius") and one.details.get("direction") == "data"
         if one.gauge == "chord" or is_radius:
@@ -235,7 +222,7 @@ def _curves(report: ModelReport) -> Table:
             of_site.get((gauge, "beyond")) or of_site.get((gauge, "raw"))
             for gauge in ("tangent", "sum")
         )
-        cells.append(_with_interval(chord))
+        cells.append(with_interval(chord))
         cells += [_control(chord, name) for name in ("fresh", "shuffled")]
         cells.append(_radius(tangent))
         cells += [_control_radius(tangent, name) for name in ("fresh", "shuffled")]
@@ -312,4 +299,4 @@ def _difference_row(one: Difference, has_variable: bool) -> tuple[str, ...]:
     if one.interval is not None:
         low, high = (round(end, 3) + 0.0 for end in one.interval)
         span, how = f"[{low:.3f}, {high:.3f}]", one.how
-    return reading, _number(one.a), _number(one.b), value, span, how
+    return reading, number(one.a), number(one.b), value, span, how

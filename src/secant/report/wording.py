@@ -59,6 +59,30 @@ PLOT_WORDS = {
         "Data directions",
         "Steps go towards other data points, where the model is used.",
     ),
+    "early and late inputs steps": (
+        "Early and late inputs",
+        "The first half of a sequence's inputs goes towards another sequence, the second half "
+        "towards a third, and the last state is read: whether what happened early and what "
+        "happens late add up in it. A linear recurrence reads 0.",
+    ),
+    "eigenvalues": (
+        "Eigenvalues of the linear state",
+        "The linear update that best predicts the next state, taken apart. Each dot is one "
+        "direction of the state: its distance from the centre is what a step leaves of it, its "
+        "angle how far a step turns it. On the circle a state is kept for ever; outside, the "
+        "fitted update alone would grow.",
+    ),
+    "horizon": (
+        "Steps ahead",
+        "The same update, fitted on other data and rolled out alone from a true state, fed with "
+        "the true inputs. Where the curve stays high, the layer could run as a linear recurrence "
+        "for that long.",
+    ),
+    "memory": (
+        "Steps ago",
+        "How well a linear readout of the state gives back the input of so many steps ago; hollow, "
+        "what today's input gives of it, for inputs that resemble their past need no memory.",
+    ),
     "random steps": (
         "Random directions",
         "Steps go in random directions, most of which no data point takes.",

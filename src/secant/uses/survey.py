@@ -3,7 +3,7 @@
 Holds: ``survey``.
 May import: torch, ``secant.errors``, ``secant.engine``, ``secant.gauges``, ``secant.load``,
 ``secant.passes``, ``secant.readings``, ``secant.records``, ``secant.surveys``, ``secant.uses``
-(pairs, paths, weight_readings).
+(pairs, paths, time_readings, weight_readings).
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from secant.readings import ModelReport, Report, hardware, writable
 from secant.surveys import digest_of, digest_of_output, report_of, survey_model, versions
 from secant.uses.pairs import check_pair
 from secant.uses.paths import path_report
-from secant.uses.weight_readings import EXTRAS
+from secant.uses.time_readings import EXTRAS as OF_TIME
+from secant.uses.weight_readings import EXTRAS as OF_WEIGHTS
 
+EXTRAS = (*OF_WEIGHTS, *OF_TIME)
 STATES = ".states"
 """Folder within `out` for what a run has found so far."""
 

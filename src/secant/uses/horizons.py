@@ -1,0 +1,75 @@
+"""How far the fitted linear state goes alone: rolled out over more steps than one.
+
+Holds: ``LinearUpdate``, ``HORIZONS``, ``horizon_sums``.
+May import: torch, jaxtyping, ``secant.gauges``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from secant.gauges.fit import AffineMap
+
+HORIZONS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class LinearUpdate:
+    """h_t ≈ h_{t-1} A + u_t B + b, rows on the left; `mean` is that of the states fitted."""
+
+    state: Float64[Tensor, "state state"]
+    inputs: Float64[Tensor, "inputs state"]
+    bias: Float64[Tensor, " state"]
+    mean: Float64[Tensor, " state"]
+
+    @classmethod
+    def of(cls, affine: AffineMap, mean: Tensor) -> LinearUpdate:
+        """The map of [h, u] taken apart."""
+        width = len(mean)
+        return cls(affine.weight[:width], affine.weight[width:], affine.bias, mean)
+
+    def eigenvalues(self) -> Tensor:
+        """Of the state's part, complex, the longest first."""
+        values: Tensor = torch.linalg.eigvals(self.state.cpu())
+        return values[values.abs().argsort(descending=True, stable=True)]
+
+
+def horizon_sums(
+    update: LinearUpdate,
+    scalar: Tensor,
+    before: Float[Tensor, "batch length state"],
+    inputs: Float[Tensor, "batch length inputs"],
+    after: Float[Tensor, "batch length state"],
+    counted: Tensor | None,
+) -> dict[int, Tensor]:
+    """For each horizon k squared residual, that of the scalar alone, and total: (3,) float64.
+
+    From every state of the batch k steps on: by the update alone, fed with the true inputs; by
+    `scalar` to the power of k times what the state is off its mean; and by the mean. Steps count
+    where `counted` keeps both ends, all if None.
+
+    Cost: longest horizon · batch · length · state² products.
+    """
+    h = before.double()
+    driven = inputs.double() @ update.inputs + update.bias
+    y = after.double()
+    first, length = h - update.mean, h.shape[1]
+    found = {}
+    for steps in range(1, min(HORIZONS[-1], length) + 1):
+        starts = length - steps + 1
+        h = h[:, :starts] @ update.state + driven[:, steps - 1 :]
+        if steps not in HORIZONS:
+            continue
+        truth = y[:, steps - 1 :]
+        kept = torch.ones(truth.shape[:2], dtype=torch.bool, device=truth.device)
+        if counted is not None:
+            kept = counted[:, :starts] & counted[:, steps - 1 :]
+        alone = update.mean + scalar**steps * first[:, :starts]
+        found[steps] = torch.stack(
+            [(guess - truth)[kept].square().sum() for guess in (h, alone, update.mean)]
+        )
+    return found

@@ -1,0 +1,240 @@
+"""What a survey reads of a recurrent model in time: how linear its steps are, what they keep.
+
+Holds: ``EXTRAS``, ``time_readings``, ``step_readings``.
+May import: torch, ``secant.errors``, ``secant.gauges``, ``secant.load``, ``secant.maps``,
+``secant.curves``, ``secant.experiments``, ``secant.fit_readings``, ``secant.passes``,
+``secant.readings``, ``secant.trials``, ``secant.uses`` (horizons, time_sums).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secant.curves import readings_of
+from secant.errors import InputError
+from secant.experiments import experiment, experiment_sums
+from secant.fit_readings import as_control, sums_of
+from secant.gauges.fit import FitResult, Score, members_of, residual_within, score
+from secant.gauges.interval import GROUPS, jackknife_interval
+from secant.load.feed import Feed
+from secant.maps.time import Unrolled, recurrent_modules, transitions
+from secant.passes import Extra, Tell
+from secant.readings import NO_INTERVAL, Reading, interval_of, number
+from secant.trials import Design, Key, Map, Trial
+from secant.uses.horizons import LinearUpdate, horizon_sums
+from secant.uses.time_sums import TimeResult, TimeSums, gather
+
+TIME = "time"
+ROWS_PER_DIMENSION = 10
+EARLY_AND_LATE = "early and late inputs"
+
+
+def time_readings(model: nn.Module, feed: Feed, seed: int, tell: Tell) -> list[Reading]:
+    """Every reading of every recurrent layer, variable `time`.
+
+    `fit` of h_t by h_{t-1} and u_t: `raw` and `beyond` (what the best scalar multiple of the
+    state leaves), beside the state alone and the input alone; `horizon`, the same map rolled out
+    over more steps; `spectral radius` of its state part. `memory`: how well the state gives the
+    input some steps ago, beside what today's input gives of it. `chord`, `tangent`, `sum` and
+    `homogeneity` of a step as a function of the state; `sum` of what early and late inputs do to
+    the last state.
+
+    Cost: a pass over the data with the steps one by one; some 40 evaluations of the steps of 64
+    units in float64; some 15 runs over their sequences.
+    Raises: `InputError` as `maps.time.transitions` does, or for units in fewer than three folds.
+    """
+    if not recurrent_modules(model):
+        raise InputError(
+            f"time: {type(model).__name__} has no recurrent layer that is known: torch's RNN, GRU "
+            "and LSTM, their cells, and modules with a `step(x, state)`. Give a layer that method."
+        )
+    with torch.no_grad():
+        sums = gather(model, feed, seed, tell)
+        found = []
+        for site, of_site in sums.items():
+            found += step_readings(site, of_site, len(feed.units))
+        found += _horizons(model, feed, sums)
+    design = Design(seed=seed)
+    found += experiment(model, feed, _steps, design, tell)[0]
+    return found + _early_and_late(model, feed, design, tell)
+
+
+def step_readings(site: str, sums: TimeSums, units: int) -> list[Reading]:
+    """The readings that one layer's sums hold: fit, spectral radius, memory."""
+    result = sums.result()
+    rows = result.whole.rows
+    samples = {"units": units, "rows": rows}
+    warnings = []
+    regressors = sums.state + sums.width
+    if rows < ROWS_PER_DIMENSION * regressors:
+        warnings.append(
+            f"{rows} rows for {regressors} regressors; at least "
+            f"{ROWS_PER_DIMENSION * regressors} are wanted, so the fit is held back by its sample."
+        )
+    details = {"state": sums.state, "inputs": sums.width, "ridges": result.whole.ridges}
+    readings = []
+    for variant, own, beside in _scores(result):
+        controls = {name: as_control(other, own) for name, other in beside.items()}
+        readings.append(
+            _reading(site, "fit", variant, own, samples, controls, warnings, details | sums_of(own))
+        )
+    readings.append(_spectral(site, sums, result.whole, samples, warnings))
+    directions = len(sums.memory.y_centre) // len(sums.lags)
+    for lag, (own, echo) in result.memory.items():
+        place = {"lag": lag, "directions": directions} | sums_of(own)
+        today = {"input": as_control(echo, own)}
+        readings.append(_reading(site, "memory", "raw", own, samples, today, [], place))
+    return readings
+
+
+def _scores(result: TimeResult) -> list[tuple[str, Score, dict[str, Score]]]:
+    """Variant, score and controls of the fit of a step."""
+    whole, alone = result.whole, result.alone
+    residual = [torch.tensor(one, dtype=torch.float64) for one in whole.scores["raw"].residual]
+    beyond = residual_within(residual, alone.scores)["beyond"]
+    if whole.scores["raw"].value == 1:  # what is left is rounding, as `Fit` found
+        totals = [torch.tensor(one, dtype=torch.float64) for one in beyond.total]
+        beyond = score(residual, totals, is_exact=True)
+    assert alone.residual_alone is not None
+    beside = {
+        "residual": alone.residual_alone,
+        "state alone": alone.scores["raw"],
+        "input alone": result.inputs.scores["raw"],
+    }
+    return [
+        ("raw", whole.scores["raw"], beside),
+        ("beyond", beyond, {}),
+        ("whitened", whole.scores["whitened"], {}),
+    ]
+
+
+def _reading(
+    site: str, gauge: str, variant: str, own: Score, samples: dict[str, int],
+    controls: dict[str, Any], warnings: list[str], details: dict[str, Any],
+) -> Reading:  # fmt: skip
+    value, interval = number(own.value), interval_of(own.interval)
+    told = list(warnings)
+    if value is None:
+        told.append("The layer is constant here on this data: no score exists.")
+    elif interval is None:
+        told.append(NO_INTERVAL)
+    return Reading(
+        TIME, site, gauge, variant, value, interval, samples, controls, told, details
+    )  # fmt: skip
+
+
+def _spectral(
+    site: str, sums: TimeSums, whole: FitResult, samples: dict[str, int], warnings: list[str]
+) -> Reading:
+    """The largest modulus of the eigenvalues of the fitted state map, and all of them."""
+    ridge = sorted(whole.ridges)[len(whole.ridges) // 2]
+    values = LinearUpdate.of(*sums.map_without([], ridge)).eigenvalues()
+    filled = [g for g, rows in enumerate(sums.whole.sums().rows.tolist()) if rows > 0]
+    left_out = [
+        float(LinearUpdate.of(*sums.map_without([group], ridge)).eigenvalues()[0].abs())
+        for group in filled
+    ]
+    value = float(values[0].abs())
+    ends = jackknife_interval(value, torch.tensor(left_out, dtype=torch.float64))
+    interval = interval_of((max(ends[0], 0.0), ends[1]))
+    details = {
+        "eigenvalues": [[one.real, one.imag] for one in values.tolist()],
+        "of_all_groups": value,
+        "without_each_group": left_out,
+    }
+    return Reading(
+        TIME, site, "fit", "spectral radius", number(value), interval, samples, {}, warnings,
+        details,
+    )  # fmt: skip
+
+
+def _horizons(model: nn.Module, feed: Feed, sums: dict[str, TimeSums]) -> list[Reading]:
+    """The fit rolled out, on the first batch of each group, by the map of the other folds."""
+    held_out = {
+        (site, group): maps
+        for site, of_site in sums.items()
+        for group, maps in _held_out(of_site).items()
+    }
+    tables: dict[tuple[str, int], Tensor] = {}
+    firsts = {batch.group: batch for batch in reversed(feed.batches)}
+    for group, batch in sorted(firsts.items()):
+        forward, mask = feed.forward(model, batch)
+        for site, part in transitions(model, forward).items():
+            if not part.is_chained:
+                continue
+            update, scalar = held_out[site, group]
+            found = horizon_sums(
+                update, scalar, part.x, part.inputs, part.y, part.counted(mask)
+            )  # fmt: skip
+            for steps, three in found.items():
+                empty = torch.zeros(GROUPS, 3, dtype=torch.float64)
+                tables.setdefault((site, steps), empty)[group] += three.cpu()
+    samples = {"units": sum(len(batch.units) for batch in firsts.values())}
+    readings = []
+    for (site, steps), table in tables.items():
+        kept = table[table[:, 2] > 0]
+        if len(kept):
+            own, alone = (score(list(kept[:, column]), list(kept[:, 2])) for column in (0, 1))
+            beside = {"residual": as_control(alone, own)}
+            details = {"steps": steps} | sums_of(own)
+            readings.append(_reading(site, "fit", "horizon", own, samples, beside, [], details))
+    return readings
+
+
+def _held_out(sums: TimeSums) -> dict[int, tuple[LinearUpdate, Tensor]]:
+    """For each group the update, and the scalar, fitted on the other folds."""
+    found: dict[int, tuple[LinearUpdate, Tensor]] = {}
+    members = members_of(sums.whole.sums().rows)
+    for ridge, of_fold in zip(sums.whole.compute().ridges, members, strict=True):
+        fitted = LinearUpdate.of(*sums.map_without(of_fold, ridge)), sums.scalar_without(of_fold)
+        found |= dict.fromkeys(of_fold, fitted)
+    return found
+
+
+def _steps(model: nn.Module, forward: Callable[[], Any], mask: Tensor | None) -> dict[Key, Map]:
+    """A step of each layer as a function of its state."""
+    return {(TIME, site): part for site, part in transitions(model, forward).items()}
+
+
+def _sequences(model: nn.Module, forward: Callable[[], Any], mask: Tensor | None) -> dict[Key, Map]:
+    """The last state of each layer that can be followed, as a function of all its inputs."""
+    return {
+        (TIME, site): Unrolled(part, part.counted(mask))
+        for site, part in transitions(model, forward).items()
+        if part.is_chained and part.y.shape[1] > 1
+    }
+
+
+def _early_and_late(model: nn.Module, feed: Feed, design: Design, tell: Tell) -> list[Reading]:
+    """`sum` for the inputs of the first half of the steps and those of the second."""
+    found, _ = experiment_sums(
+        model, feed, _sequences, design, tell, ("sum",), alter=_halves
+    )  # fmt: skip
+    readings = []
+    for sums in found:
+        points = {point._replace(direction=EARLY_AND_LATE): of for point, of in sums.points.items()}
+        readings += readings_of(replace(sums, points=points))
+    return readings
+
+
+def _halves(trial: Trial) -> Trial:
+    """The step towards one partner in the first half of the steps, to the other in the second."""
+    assert isinstance(trial.map, Unrolled)
+    taken = trial.map.taken
+    steps = trial.map.x.shape[1]
+    if taken is None:
+        is_early = torch.arange(steps, device=trial.a.device)[None] < steps // 2
+    else:
+        is_early = taken.cumsum(1) <= taken.sum(1, keepdim=True) // 2
+    early = is_early[..., None].to(trial.a)
+    return trial._replace(a=trial.a * early, b=trial.b * (1 - early))
+
+
+EXTRAS = (
+    Extra("time", "time", time_readings, lambda feed: bool(recurrent_modules(feed.loaded.model))),
+)
