@@ -1,4 +1,4 @@
-"""Parts that the debate names, as ordinary torch modules: activations, Fourier layers, rounding.
+"""Parts that the debate names, as torch modules: activations, Fourier layers, rounding, scans.
 
 Holds: the public names of this folder, torch's own activations among them.
 May import: torch, ``secant.nn``.
@@ -10,6 +10,8 @@ from secant.nn.activations import Exp, KMax, LinearSquash, Sine, Snake, Swish, T
 from secant.nn.fourier import FourierFeatures, FourierLayer, SirenLayer, siren
 from secant.nn.rational import Rational
 from secant.nn.rounded import RoundedLinear, Rounding, flatten, rounded
+from secant.nn.scan import scan
+from secant.nn.scan_routes import ScanRoute, scan_routes
 from secant.nn.spline import Spline
 from secant.nn.swap import Place, Swapped, swap
 
@@ -27,6 +29,7 @@ __all__ = [
     "ReLU",
     "RoundedLinear",
     "Rounding",
+    "ScanRoute",
     "Sigmoid",
     "Sine",
     "SirenLayer",
@@ -39,6 +42,8 @@ __all__ = [
     "Tunable",
     "flatten",
     "rounded",
+    "scan",
+    "scan_routes",
     "siren",
     "swap",
 ]
