@@ -128,9 +128,8 @@ def test_public_names():
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError",
         "LoadOptions", "Merge", "Reading", "Report", "SecantError", "Separability", "StateError",
         "Tracker", "affine_at", "align", "anatomy", "collapse", "compare", "diff", "fit_tangent",
-        "gating", "judge", "kernel", "linearize", "merge", "merge_file", "pieces", "separable",
-        "sketch_kernel", "slice_pieces",
-        "survey", "tune",
+        "gating", "judge", "kernel", "linearize", "linearize_state", "merge", "merge_file",
+        "pieces", "restore_state", "separable", "sketch_kernel", "slice_pieces", "survey", "tune",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:
@@ -179,6 +178,7 @@ except SystemExit as end:
         "args = ['separable', '--help']" + HELP,
         "args = ['gating', '--help']" + HELP,
         "args = ['collapse', '--help']" + HELP,
+        "args = ['linearize-state', '--help']" + HELP,
     ],
     ids=[
         "import",
@@ -190,6 +190,7 @@ except SystemExit as end:
         "separable help",
         "gating help",
         "collapse help",
+        "linearize-state help",
     ],
 )
 def test_no_torch_is_loaded(code):

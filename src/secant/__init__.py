@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from secant.uses.kernel_operator import KernelOperator as KernelOperator
     from secant.uses.kernel_sketch import sketch_kernel as sketch_kernel
     from secant.uses.linearize import linearize as linearize
+    from secant.uses.linearize_state import linearize_state as linearize_state
+    from secant.uses.linearize_state import restore_state as restore_state
     from secant.uses.merge import Merge as Merge
     from secant.uses.merge import merge as merge
     from secant.uses.merge import merge_file as merge_file
@@ -68,9 +70,11 @@ _HOME = {
     "judge": "secant.uses.judge",
     "kernel": "secant.uses.kernel",
     "linearize": "secant.uses.linearize",
+    "linearize_state": "secant.uses.linearize_state",
     "merge": "secant.uses.merge",
     "merge_file": "secant.uses.merge",
     "pieces": "secant.segments",
+    "restore_state": "secant.uses.linearize_state",
     "separable": "secant.uses.separable",
     "sketch_kernel": "secant.uses.kernel_sketch",
     "slice_pieces": "secant.slices",
@@ -105,9 +109,11 @@ __all__ = [
     "judge",
     "kernel",
     "linearize",
+    "linearize_state",
     "merge",
     "merge_file",
     "pieces",
+    "restore_state",
     "separable",
     "sketch_kernel",
     "slice_pieces",

@@ -8,6 +8,7 @@ from torch.nn import Identity, LeakyReLU, PReLU, ReLU, Sigmoid, Softplus, Tanh
 
 from secant.nn.activations import Exp, KMax, LinearSquash, Sine, Snake, Swish, Tunable
 from secant.nn.fourier import FourierFeatures, FourierLayer, SirenLayer, siren
+from secant.nn.linear_state import LinearLayer, LinearState
 from secant.nn.rational import Rational
 from secant.nn.rounded import RoundedLinear, Rounding, flatten, rounded
 from secant.nn.scan import scan
@@ -22,7 +23,9 @@ __all__ = [
     "Identity",
     "KMax",
     "LeakyReLU",
+    "LinearLayer",
     "LinearSquash",
+    "LinearState",
     "PReLU",
     "Place",
     "Rational",

@@ -90,8 +90,8 @@ class LinearLayer(nn.Module):
         driven = functional.linear(u, self.write, self.bias)
         if self.pairs is None:
             return scan(self.transition, driven, state, is_matrix=True)
-        real, imaginary = driven.split(self.pairs, -1)
-        first = torch.complex(*functional.linear(state, self.enter).split(self.pairs, -1))
+        real, imaginary = torch.split(driven, self.pairs, -1)
+        first = torch.complex(*torch.split(functional.linear(state, self.enter), self.pairs, -1))
         turn = torch.view_as_complex(self.eigenvalues)
         z = scan(turn, torch.complex(real, imaginary), first)
         return functional.linear(torch.cat([z.real, z.imag], -1), self.leave)
@@ -122,7 +122,7 @@ class LinearState(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.outputs, self.ways, self.batch_first = outputs, ways, batch_first
 
-    def forward(self, x: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, x: Any, hx: Any = None) -> tuple[Tensor, Any]:
         """What the last layer hands on at every step, and the last states of all."""
         if not isinstance(x, Tensor) or x.ndim != 3:
             what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -150,6 +150,7 @@ class LinearState(nn.Module):
 
     def _starts(self, hx: Any, x: Tensor) -> list[Tensor]:
         if hx is None:
-            return [x.new_zeros(len(x), layer.state) for layer in self.layers]  # type: ignore[misc]
+            sizes = [int(layer.state) for layer in self.layers]  # type: ignore[arg-type]
+            return [x.new_zeros(len(x), size) for size in sizes]
         whole = torch.cat(hx, -1) if isinstance(hx, tuple) else hx
         return list(whole.to(x.dtype))

@@ -13,7 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,7 +130,7 @@ class LinearizedState:
 
 
 def restore_state(model: nn.Module, folder: str | Path) -> nn.Module:
-    """A copy of `model`, the one that was linearized, as `LinearizedState.save` left it in `folder`.
+    """A copy of `model`, the one that was linearized, as `LinearizedState.save` left it.
 
     Raises: `LoadError` if the files cannot be read or belong to another model.
     """
@@ -378,8 +378,10 @@ def _scores(feed: Feed, model: nn.Module, other: nn.Module, task: Task | None) -
             forward, mask = feed.forward(other, batch)
             output = first_tensor(forward(), "(model)", "output")
             if task is not None:
+                own = replace(task, labels=feed.units.labels)
                 ids = None if task.labels is not None else token_ids(feed, batch)
-                lost, hit, count = task.sums(output, ids, mask, batch)
+                lost, hit, whole = own.sums(output, ids, mask, batch)
+                count = float(whole)
             else:
                 forward, _ = feed.forward(model, batch)
                 kept = counted(first_tensor(forward(), "(model)", "output"), mask).double()
@@ -396,7 +398,10 @@ def _scores(feed: Feed, model: nn.Module, other: nn.Module, task: Task | None) -
 def _told(sums: _Sums, task: Task | None) -> dict[str, Any]:
     if task is None:
         return {}
-    return {"loss": _mean(sums.loss, sums.counts), "accuracy": _mean(sums.right, sums.counts)}
+    hits = _mean(sums.right, sums.counts)
+    if hits["interval"] is not None:  # a share, which the jackknife does not know
+        hits["interval"] = (max(hits["interval"][0], 0.0), min(hits["interval"][1], 1.0))
+    return {"loss": _mean(sums.loss, sums.counts), "accuracy": hits}
 
 
 def _change(before: _Sums, after: _Sums) -> dict[str, Any]:
