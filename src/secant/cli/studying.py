@@ -12,15 +12,19 @@ from typing import Annotated
 
 import typer
 
-from secant.cli.console import STUDIES, progress_bars, say, show
+from secant.cli.console import STUDIES as PANEL
+from secant.cli.console import progress_bars, say, show
 from secant.errors import InputError
+from secant.studies import STUDIES
 
 family = typer.Typer()
 
 
-@family.command(rich_help_panel=STUDIES)
+@family.command(rich_help_panel=PANEL)
 def study(
-    name: Annotated[str, typer.Argument(help="cover, pieces, rounding or wide-nets.")],
+    name: Annotated[
+        str, typer.Argument(help="approximation, cover, perceptron, pieces, rounding or wide-nets.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for study.json, study.html.")],
     data: Annotated[
         str | None,
@@ -42,7 +46,7 @@ def study(
     from importlib import import_module
 
     from secant.report.findings import finding_table
-    from secant.studies import ON_DATA, STUDIES
+    from secant.studies import ON_DATA
 
     if name not in STUDIES:
         raise InputError(f"no study is called {name!r}. There is: {', '.join(STUDIES)}.")

@@ -6,7 +6,9 @@ May import: nothing.
 """
 
 STUDIES = {
+    "approximation": "secant.studies.approximation",
     "cover": "secant.studies.cover",
+    "perceptron": "secant.studies.perceptron",
     "pieces": "secant.studies.pieces",
     "rounding": "secant.studies.rounding",
     "wide-nets": "secant.studies.wide_nets",
