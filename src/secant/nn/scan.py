@@ -1,7 +1,7 @@
 """A linear recurrence over time, h_t = a_t h_{t-1} + b_t, as a differentiable scan.
 
 Holds: the function ``scan``.
-May import: torch, jaxtyping, ``secant.nn`` (the scan's checks, routes, rows and torch forms).
+May import: torch, ``secant.nn`` (the scan's checks, routes, rows and torch forms).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
 
 from secant.nn import scan_torch
@@ -176,7 +175,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def vmap(
         info: Any,
-        in_dims: tuple[int | None, ...],
+        in_dims: Any,
         a: Tensor,
         b: Tensor,
         initial: Tensor | None,
@@ -200,7 +199,7 @@ class _Scan(torch.autograd.Function):
 
 def scan(
     a: Tensor,
-    b: Shaped[Tensor, "batch length *places"],
+    b: Tensor,
     initial: Tensor | None = None,
     *,
     is_matrix: bool = False,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ PIECE_BYTES: Final = 1 << 20
 NARROW: Final = 8
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """Both passes on (batch, length, lanes); see ``scan_c.CKernel`` for the contract."""
 
