@@ -16,7 +16,7 @@ from secant.errors import InputError
 from secant.nn import scan
 
 ROUTES = ["c", "numba", "chunked", "loop", "associative"]
-IN_TORCH = ["chunked", "loop", "associative"]
+WITH_MATRICES = ["c", "chunked", "loop", "associative"]
 # Shapes of a beside b of (2, 23, 3, 4): one number, still, still for each batch entry, still for
 # some lanes; the same with time, and repeated over batch, lanes or both.
 SHAPES = [
@@ -62,7 +62,7 @@ def test_every_route_is_the_naive_loop(route, shape, dtype):
     assert_as_naive([a.detach(), b.detach()], route=route, reverse=True)
 
 
-@pytest.mark.parametrize("route", IN_TORCH)
+@pytest.mark.parametrize("route", WITH_MATRICES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize(
     ("shape", "blocks"),
@@ -72,14 +72,22 @@ def test_every_route_is_the_naive_loop(route, shape, dtype):
         ((2, 3, 3), (2,)),
         ((1, 23, 1, 3, 3), (2,)),
         ((2, 23, 3, 3), ()),
+        ((1, 23, 2, 1, 3, 3), (2, 2)),
+        ((2, 23, 2, 2, 3, 3), (2, 2)),
+        ((2, 1, 2, 19, 19), (2,)),
+        ((2, 23, 19, 19), ()),
     ],
 )
 def test_matrices_are_the_naive_loop(route, dtype, shape, blocks):
-    # Divided by 3, no row sums to more than 1: errors do not grow.
-    a, b = drawn(shape, dtype) / 3, drawn((2, 23, *blocks, 3), dtype, 1)
-    first = drawn((2, *blocks, 3), dtype, 2)
+    route_or_skip(route)
+    n = shape[-1]
+    # Divided by n, no row sums to more than 1: errors do not grow.
+    a, b = drawn(shape, dtype) / n, drawn((2, 23, *blocks, n), dtype, 1)
+    first = drawn((2, *blocks, n), dtype, 2)
     assert_as_naive([a, b, first], route=route, is_matrix=True)
     assert_as_naive([a.detach(), b.detach()], route=route, is_matrix=True, reverse=True)
+    turned = a.detach().mH, b.detach().movedim(1, -1).contiguous().movedim(-1, 1)
+    assert_as_naive(turned, route=route, is_matrix=True)
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -141,7 +149,7 @@ def test_inputs_in_any_layout(route):
 
 
 @pytest.mark.parametrize(
-    ("route", "is_matrix"), [("c", False), ("chunked", False), ("chunked", True)]
+    ("route", "is_matrix"), [("c", False), ("c", True), ("chunked", False), ("chunked", True)]
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("reverse", [False, True])
@@ -326,7 +334,7 @@ def test_a_million_steps_take_memory_for_their_states_only(route):
 @pytest.mark.parametrize("route", ROUTES)
 def test_autocast_leaves_the_scan_alone(route):
     route_or_skip(route)
-    is_matrix = route in IN_TORCH
+    is_matrix = route in WITH_MATRICES
     a, b = drawn((3, 3) if is_matrix else (3,), torch.float32) / 3, drawn((2, 50, 3), torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = scan(a, b, is_matrix=is_matrix, route=route)

@@ -39,6 +39,8 @@
 #define BLOCK 4096
 /* Steps whose terms are summed in the working type before they join the float64 sum. */
 #define FLUSH 16
+/* Sums that a product of a row is made in. */
+#define LANES 8
 
 typedef struct {
     const void *a, *b, *initial;
@@ -65,8 +67,22 @@ typedef struct {
     int64_t streams;
 } backward_job;
 
+/* Matrices (n, n) lie row by row; blocks, whose vectors lie one after the other, have their own or
+ * share one. `is_back` takes the conjugate transpose of the matrix of the step that was taken
+ * before, which is what the pass back asks for. */
+typedef struct {
+    const void *a, *b, *initial;
+    void *out;
+    int64_t batch_from, batch_to, block_from, block_to, length, places;
+    int64_t a_batch, a_time, a_block;
+    int64_t b_batch, b_time;
+    int64_t initial_batch;
+    int64_t out_batch, out_time;
+    int64_t is_back;
+} matrix_job;
+
 /* The number of this layout of jobs; the caller refuses another. */
-EXPORT int64_t secant_scan_layout(void) { return 1; }
+EXPORT int64_t secant_scan_layout(void) { return 2; }
 
 /* Outputs past this do not stay in the caches; smaller ones come from memory that is in use. */
 #define LARGE (32 << 20)

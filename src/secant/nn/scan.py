@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from secant.nn import scan_torch
+from secant.nn.scan_blocks import blocks_backward, blocks_forward
 from secant.nn.scan_checks import are_finite, checked, is_finite_at_the_end, report_overflow
-from secant.nn.scan_routes import chosen_route, kernel_of
+from secant.nn.scan_routes import DIAGONAL, MOVING, STILL, chosen_route, kernel_of
 from secant.nn.scan_rows import rows_backward, rows_forward, work_dtype
 
 IN_TORCH: Final = {
@@ -43,7 +44,9 @@ def _states(a: Tensor, b: Tensor, initial: Tensor | None, plan: Plan) -> Tensor:
     such products are run again as the loop, which takes none, where they are not finite.
     """
     kernel = kernel_of(plan.route)
-    if kernel is not None:
+    if plan.is_matrix and plan.route == "c":
+        found = blocks_forward(a, b, initial, is_reverse=plan.is_reverse)
+    elif kernel is not None:
         found = rows_forward(kernel, a, b, initial, is_reverse=plan.is_reverse)
     else:
         with torch.autocast(b.device.type, enabled=False):
@@ -98,9 +101,12 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of a, b and the initial state, as a scan the other way: differentiable again."""
     upstream, states = (one.to(work_dtype(one.dtype)) for one in (upstream, states))
-    turned = _later(a, plan.is_reverse)
-    turned = turned.mH if plan.is_matrix else turned.conj()
-    grad = _scanned(turned, upstream, None, plan.back())
+    if plan.is_matrix and plan.route == "c" and not torch.is_grad_enabled():
+        grad = blocks_backward(a, upstream, is_reverse=plan.is_reverse)
+    else:
+        turned = _later(a, plan.is_reverse)
+        turned = turned.mH if plan.is_matrix else turned.conj()
+        grad = _scanned(turned, upstream, None, plan.back())
     before = _before(states, initial, plan.is_reverse)
     if plan.is_matrix:
         grad_a = _matrix_terms(grad, before, a)
@@ -145,7 +151,7 @@ class _Scan(torch.autograd.Function):
             )
         kernel = kernel_of(ctx.plan.route)
         grad_a: Tensor | None
-        if kernel is not None and not torch.is_grad_enabled():
+        if kernel is not None and not ctx.plan.is_matrix and not torch.is_grad_enabled():
             grad_a, grad_b, first = rows_backward(
                 kernel,
                 a,
@@ -223,8 +229,9 @@ def scan(
     route divides by coefficients or takes their logarithm: a = 0 and \|a\| near 1 are exact.
 
     Derivatives: any number of times, backward and forward, through ``torch.func`` too. A first
-    backward is one fused pass on the routes "c" and "numba"; gradients of coefficients that stay
-    are summed in float64 there. Gradients that leave the range are infinite, as elsewhere in torch.
+    backward is one fused pass on the routes "c" and "numba" (of coefficients that stay, summed
+    in float64), with matrices a scan and products. Gradients that leave the range are infinite,
+    as elsewhere in torch.
 
     Not finite: nan or infinity in the inputs harms its own place from there on (with
     ``is_matrix`` the places it is multiplied into) and nothing before. If finite inputs lead out
@@ -240,5 +247,6 @@ def scan(
     its gradient as one; the fused pass and the chunks are ours.
     """
     a, initial = checked(a, b, initial, is_matrix)
-    chosen = chosen_route(route, b.device.type, is_matrix)
+    kind = (MOVING if a.shape[1] > 1 else STILL) if is_matrix else DIAGONAL
+    chosen = chosen_route(route, b.device.type, kind)
     return _scanned(a, b, initial, Plan(chosen, is_matrix, reverse, is_checked=True))

@@ -21,7 +21,7 @@ from torch import Tensor
 from secant.nn.scan_shares import in_shares
 
 FILE: Final = Path(__file__).with_name("_scan.dll" if sys.platform == "win32" else "_scan.so")
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 NAMES: Final = {
     torch.float32: "f32",
     torch.float64: "f64",
@@ -54,6 +54,16 @@ class BackwardJob(ctypes.Structure):
         "upstream_batch upstream_time upstream_lane before_batch before_time "
         "initial_batch initial_lane grad_b_batch grad_b_time grad_a_batch grad_a_time "
         "streams",
+    )
+
+
+class MatrixJob(ctypes.Structure):
+    """``matrix_job`` of ``_scan.c``."""
+
+    _fields_ = _fields(
+        "a b initial out",
+        "batch_from batch_to block_from block_to length places a_batch a_time a_block "
+        "b_batch b_time initial_batch out_batch out_time is_back",
     )
 
 
@@ -103,7 +113,7 @@ def _prepared(found: ctypes.CDLL, x: Tensor) -> int:
 
 @final
 class CKernel:
-    """Both passes on three-dimensional tensors (batch, length, lanes).
+    """Both passes on three-dimensional tensors (batch, length, lanes), and those of matrices.
 
     Lanes have stride 1 or 0; other strides are free. What is written has lanes of stride 1.
     """
@@ -186,3 +196,40 @@ class CKernel:
             run(ctypes.byref(job))
 
         in_shares(share, batch, lanes, grad_b.numel() * grad_b.element_size())
+
+    def matrix(
+        self,
+        a: Tensor,
+        b: Tensor,
+        initial: Tensor,
+        out: Tensor,
+        *,
+        is_reverse: bool,
+        is_back: bool,
+    ) -> None:
+        """h_t = A_t h_{t-1} + b_t into `out`, for matrices (batch, length, blocks, n x n).
+
+        `b`, `out` (batch, length, blocks x n) and `initial` (batch, blocks x n) have lanes of
+        stride 1. `is_back`: the conjugate transpose of the matrix of the step taken before.
+        """
+        found = library()
+        assert found is not None
+        batch, length, lanes = out.shape
+        blocks, places = a.shape[2], lanes // a.shape[2]
+        way = -1 if is_reverse else 1
+        run = getattr(found, f"secant_scan_matrix_{NAMES[out.dtype]}")
+
+        def share(batches: tuple[int, int], some: tuple[int, int]) -> None:
+            job = MatrixJob(
+                *(_start(x, is_reverse) for x in (a, b)),
+                initial.data_ptr(),
+                _start(out, is_reverse),
+                *(*batches, *some, length, places),
+                *(a.stride(0), way * a.stride(1), a.stride(2)),
+                *(b.stride(0), way * b.stride(1), initial.stride(0)),
+                *(out.stride(0), way * out.stride(1)),
+                is_back,
+            )
+            run(ctypes.byref(job))
+
+        in_shares(share, batch, blocks, out.numel() * out.element_size() * places, unit=1)

@@ -19,6 +19,9 @@ from secant.nn.scan_rows import Kernel
 
 FUSED: Final = ("c", "numba")
 ROUTES: Final = (*FUSED, "chunked", "loop", "associative")
+DIAGONAL: Final = "diagonal"
+STILL: Final = "matrices that stay"
+MOVING: Final = "matrices that change"
 WHAT: Final = {
     "c": "one fused pass by a compiled kernel",
     "numba": "one fused pass by a kernel that numba compiles at its first call",
@@ -59,48 +62,47 @@ def _absence(name: str) -> str | None:
     return None
 
 
-def _default(device: str, is_matrix: bool) -> str:
-    if device != "cpu" or is_matrix:
-        return "chunked"
-    return next((name for name in FUSED if _absence(name) is None), "chunked")
+def _default(device: str, kind: str) -> str:
+    # Matrices that stay are multiplied for all chunks at once, which no single pass can do.
+    fused = {DIAGONAL: FUSED, MOVING: ("c",), STILL: ()}[kind] if device == "cpu" else ()
+    return next((name for name in fused if _absence(name) is None), "chunked")
 
 
 def scan_routes() -> dict[str, ScanRoute]:
     """Every route of `secant.nn.scan` by its name, the fastest first.
 
     Each says what it is, on which devices and for which transitions it runs, why it cannot run
-    here (``absent``) and where it is the default (``default_for``): diagonal or matrix
-    transitions, on the CPU or elsewhere, for every type of number.
+    here (``absent``) and where it is the default (``default_for``): for diagonal transitions,
+    matrices that stay or that change, on the CPU or elsewhere, for every type of number.
     """
-    places = (
-        ("cpu", False, "diagonal on the CPU"),
-        ("cpu", True, "matrix on the CPU"),
-        ("cuda", False, "diagonal elsewhere"),
-        ("cuda", True, "matrix elsewhere"),
-    )
+    places = [
+        (device, kind, f"{kind} {said}")
+        for device, said in (("cpu", "on the CPU"), ("cuda", "elsewhere"))
+        for kind in (DIAGONAL, STILL, MOVING)
+    ]
     return {
         name: ScanRoute(
             name=name,
             what=WHAT[name],
             devices="cpu" if name in FUSED else "any",
-            transitions="diagonal" if name in FUSED else "diagonal and matrix",
+            transitions="diagonal" if name == "numba" else "diagonal and matrix",
             absent=_absence(name),
             default_for=tuple(
-                said for device, is_matrix, said in places if _default(device, is_matrix) == name
+                said for device, kind, said in places if _default(device, kind) == name
             ),
         )
         for name in ROUTES
     }
 
 
-def chosen_route(route: str | None, device: str, is_matrix: bool) -> str:
+def chosen_route(route: str | None, device: str, kind: str) -> str:
     """The route that was asked for, if it can run; else the default.
 
     Raises: `InputError` for an unknown route, one that is absent, or one that does not take such
     tensors.
     """
     if route is None:
-        return _default(device, is_matrix)
+        return _default(device, kind)
     if route not in ROUTES:
         raise InputError(
             f"scan: `route` must be one of {', '.join(ROUTES)}; got {route!r}. "
@@ -114,7 +116,7 @@ def chosen_route(route: str | None, device: str, is_matrix: bool) -> str:
             f"scan: the route {route!r} runs on the CPU; got tensors on {device}. "
             "Leave `route` out, or take 'chunked'."
         )
-    if route in FUSED and is_matrix:
+    if route == "numba" and kind != DIAGONAL:
         raise InputError(
             f"scan: the route {route!r} has diagonal transitions; got matrices. "
             "Leave `route` out, or take 'chunked'."
