@@ -17,6 +17,7 @@ import torch
 from scan_reference import drawn, naive
 from secant.errors import InputError
 from secant.nn import scan, scan_c, scan_numba, scan_routes
+from secant.nn.scan_routes import kind_of
 from secant.nn.scan_shares import in_shares
 
 ROOT = Path(__file__).parents[2]
@@ -39,14 +40,27 @@ def test_every_place_has_one_default():
     found = scan_routes()
     assert list(found) == ["c", "numba", "chunked", "loop", "associative"]
     places = sorted(place for one in found.values() for place in one.default_for)
-    kinds = ("diagonal", "matrices that change", "matrices that stay")
-    assert places == [f"{kind} {place}" for kind in kinds for place in ("elsewhere", "on the CPU")]
+    kinds = ("diagonal", "matrices", "matrices over 128 that stay")
+    expected = [f"{kind} {place}" for kind in kinds for place in ("elsewhere", "on the CPU")]
+    assert places == sorted(expected)
     for name, one in found.items():
         assert one.name == name
         assert one.is_available == (one.absent is None)
         assert one.is_available or not one.default_for
         assert one.is_available or one.absent.endswith(".")
     assert found["loop"].is_available
+
+
+def test_large_matrices_that_stay_go_in_chunks(monkeypatch):
+    """The default by kind of transitions, with the C kernel there."""
+    monkeypatch.setattr(scan_c, "absence", lambda: None)
+    found = scan_routes()
+    assert found["c"].default_for == ("diagonal on the CPU", "matrices on the CPU")
+    assert "matrices over 128 that stay on the CPU" in found["chunked"].default_for
+    for shape, kind in (((1, 9, 200, 200), "matrices"), ((1, 1, 128, 128), "matrices"),
+                        ((1, 1, 200, 200), "matrices over 128 that stay")):  # fmt: skip
+        assert kind_of(torch.empty(shape), True) == kind
+    assert kind_of(torch.empty(1, 1, 200), False) == "diagonal"
 
 
 def test_what_is_absent_gives_way(absent):

@@ -14,7 +14,7 @@ from torch import Tensor
 from secant.nn import scan_torch
 from secant.nn.scan_blocks import blocks_backward, blocks_forward
 from secant.nn.scan_checks import are_finite, checked, is_finite_at_the_end, report_overflow
-from secant.nn.scan_routes import DIAGONAL, MOVING, STILL, chosen_route, kernel_of
+from secant.nn.scan_routes import chosen_route, kernel_of, kind_of
 from secant.nn.scan_rows import rows_backward, rows_forward, work_dtype
 
 IN_TORCH: Final = {
@@ -247,6 +247,5 @@ def scan(
     its gradient as one; the fused pass and the chunks are ours.
     """
     a, initial = checked(a, b, initial, is_matrix)
-    kind = (MOVING if a.shape[1] > 1 else STILL) if is_matrix else DIAGONAL
-    chosen = chosen_route(route, b.device.type, kind)
+    chosen = chosen_route(route, b.device.type, kind_of(a, is_matrix))
     return _scanned(a, b, initial, Plan(chosen, is_matrix, reverse, is_checked=True))

@@ -1,6 +1,6 @@
 """The routes of a scan: which are there, which is taken where, and why others are not.
 
-Holds: ``ScanRoute``, ``scan_routes``, ``chosen_route``, ``kernel_of``.
+Holds: ``ScanRoute``, ``scan_routes``, ``chosen_route``, ``kernel_of``, ``kind_of``.
 May import: torch, ``secant.errors``, ``secant.nn`` (the routes' own files).
 """
 
@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from secant.errors import InputError
 from secant.nn import scan_c, scan_numba
@@ -20,8 +21,8 @@ from secant.nn.scan_rows import Kernel
 FUSED: Final = ("c", "numba")
 ROUTES: Final = (*FUSED, "chunked", "loop", "associative")
 DIAGONAL: Final = "diagonal"
-STILL: Final = "matrices that stay"
-MOVING: Final = "matrices that change"
+MATRIX: Final = "matrices"
+LARGE: Final = "matrices over 128 that stay"
 WHAT: Final = {
     "c": "one fused pass by a compiled kernel",
     "numba": "one fused pass by a kernel that numba compiles at its first call",
@@ -29,6 +30,17 @@ WHAT: Final = {
     "loop": "torch, one step after the other; the reference",
     "associative": "torch's associative scan",
 }
+
+
+def kind_of(a: Tensor, is_matrix: bool) -> str:
+    """The kind of transitions, by which a route is chosen; a has time as its dimension 1.
+
+    Large matrices that stay are multiplied for all chunks at once, from the caches, which a pass
+    that takes one step after the other cannot do.
+    """
+    if not is_matrix:
+        return DIAGONAL
+    return LARGE if a.shape[1] == 1 and a.shape[-1] > 128 else MATRIX
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,7 @@ def _absence(name: str) -> str | None:
 
 
 def _default(device: str, kind: str) -> str:
-    # Matrices that stay are multiplied for all chunks at once, which no single pass can do.
-    fused = {DIAGONAL: FUSED, MOVING: ("c",), STILL: ()}[kind] if device == "cpu" else ()
+    fused = {DIAGONAL: FUSED, MATRIX: ("c",), LARGE: ()}[kind] if device == "cpu" else ()
     return next((name for name in fused if _absence(name) is None), "chunked")
 
 
@@ -73,12 +84,12 @@ def scan_routes() -> dict[str, ScanRoute]:
 
     Each says what it is, on which devices and for which transitions it runs, why it cannot run
     here (``absent``) and where it is the default (``default_for``): for diagonal transitions,
-    matrices that stay or that change, on the CPU or elsewhere, for every type of number.
+    matrices, and large matrices that stay, on the CPU or elsewhere, for every type of number.
     """
     places = [
         (device, kind, f"{kind} {said}")
         for device, said in (("cpu", "on the CPU"), ("cuda", "elsewhere"))
-        for kind in (DIAGONAL, STILL, MOVING)
+        for kind in (DIAGONAL, MATRIX, LARGE)
     ]
     return {
         name: ScanRoute(
