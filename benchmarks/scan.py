@@ -66,10 +66,10 @@ def in_jax(a: Tensor, b: Tensor) -> dict[str, Callable[[], object]]:
 
     ours, theirs = jnp.asarray(a.detach().numpy()), jnp.asarray(b.detach().numpy())
     forward = jax.jit(run)
-    back = jax.jit(jax.grad(lambda a, b: jnp.real(run(a, b) * theirs).sum(), argnums=(0, 1)))
+    back = jax.jit(jax.grad(lambda a, b, w: jnp.real(run(a, b) * w).sum(), argnums=(0, 1)))
     return {
         "forward": lambda: forward(ours, theirs).block_until_ready(),
-        "both": lambda: jax.block_until_ready(back(ours, theirs)),
+        "both": lambda: jax.block_until_ready(back(ours, theirs, theirs)),
     }
 
 

@@ -82,32 +82,27 @@ typedef struct {
 } matrix_job;
 
 /* The number of this layout of jobs; the caller refuses another. */
-EXPORT int64_t secant_scan_layout(void) { return 2; }
+EXPORT int64_t secant_scan_layout(void) { return 3; }
 
 /* Outputs past this do not stay in the caches; smaller ones come from memory that is in use. */
 #define LARGE (32 << 20)
 
-/* Get an output ready that will be written once; gives whether to write past the caches.
- *
- * Memory that the operating system has yet to find is asked for in large pages, 2 MB at a time in
- * place of 4 KB, which takes a third of the time, and written through the caches, where the
- * zeroes that it comes with still are. Memory that is there already, as with an allocator that
- * keeps it, is written past them. */
-EXPORT int64_t secant_scan_prepare(void *start, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
+/* Whether to write an output past the caches. Memory that the operating system has yet to find comes
+ * with zeroes that are in the caches when they are overwritten, and is written through them; memory
+ * that is there already, as with an allocator that keeps it, is written past them. Large pages
+ * are not asked for: where memory is in fragments, finding them takes longer than they save. */
+EXPORT int64_t secant_scan_streams(void *start, int64_t bytes) {
+#if defined(__linux__)
     if (bytes < LARGE) return 0;
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t low = ((uintptr_t)start + page - 1) / page * page;
-    uintptr_t high = ((uintptr_t)start + (uintptr_t)bytes) / page * page;
+    uintptr_t middle = ((uintptr_t)start + (uintptr_t)bytes / 2) / page * page;
     unsigned char there = 0;
-    if (mincore((void *)(low + (high - low) / 2 / page * page), page, &there)) return 0;
-    if (there & 1) return 1;
-    (void)madvise((void *)low, high - low, MADV_HUGEPAGE);
+    return !mincore((void *)middle, page, &there) && (there & 1);
 #else
     (void)start;
     (void)bytes;
-#endif
     return 0;
+#endif
 }
 
 /* A row from the first-level cache to an output larger than the caches. Past them: an ordinary store

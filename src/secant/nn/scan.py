@@ -97,8 +97,13 @@ def _matrix_terms(grad: Tensor, before: Tensor, a: Tensor) -> Tensor:
 
 
 def _gradients(
-    a: Tensor, upstream: Tensor, states: Tensor, initial: Tensor | None, plan: Plan
-) -> tuple[Tensor, Tensor, Tensor]:
+    a: Tensor,
+    upstream: Tensor,
+    states: Tensor,
+    initial: Tensor | None,
+    plan: Plan,
+    needs_a: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of a, b and the initial state, as a scan the other way: differentiable again."""
     upstream, states = (one.to(work_dtype(one.dtype)) for one in (upstream, states))
     if plan.is_matrix and plan.route == "c" and not torch.is_grad_enabled():
@@ -107,11 +112,13 @@ def _gradients(
         turned = _later(a, plan.is_reverse)
         turned = turned.mH if plan.is_matrix else turned.conj()
         grad = _scanned(turned, upstream, None, plan.back())
-    before = _before(states, initial, plan.is_reverse)
-    if plan.is_matrix:
-        grad_a = _matrix_terms(grad, before, a)
-    else:
-        grad_a = (before.conj() * grad).sum_to_size(a.shape)
+    grad_a = None
+    if needs_a:
+        before = _before(states, initial, plan.is_reverse)
+        if plan.is_matrix:
+            grad_a = _matrix_terms(grad, before, a)
+        else:
+            grad_a = (before.conj() * grad).sum_to_size(a.shape)
     edge = -1 if plan.is_reverse else 0
     first = a[:, edge].mH if plan.is_matrix else a[:, edge].conj()
     return grad_a, grad, scan_torch.apply(first, grad[:, edge], plan.is_matrix)
@@ -163,8 +170,11 @@ class _Scan(torch.autograd.Function):
                 needs_a=ctx.needs_input_grad[0],
             )
         else:
-            grad_a, grad_b, first = _gradients(a, upstream, states, initial, ctx.plan)
-            grad_a, grad_b = _like(grad_a, a.dtype), _like(grad_b, ctx.b_dtype)
+            grad_a, grad_b, first = _gradients(
+                a, upstream, states, initial, ctx.plan, ctx.needs_input_grad[0]
+            )
+            grad_a = None if grad_a is None else _like(grad_a, a.dtype)
+            grad_b = _like(grad_b, ctx.b_dtype)
         return grad_a, grad_b, None if initial is None else _like(first, initial.dtype), None
 
     @staticmethod

@@ -21,7 +21,7 @@ from torch import Tensor
 from secant.nn.scan_shares import in_shares
 
 FILE: Final = Path(__file__).with_name("_scan.dll" if sys.platform == "win32" else "_scan.so")
-LAYOUT: Final = 2
+LAYOUT: Final = 3
 NAMES: Final = {
     torch.float32: "f32",
     torch.float64: "f64",
@@ -80,8 +80,8 @@ def library() -> ctypes.CDLL | None:
     layout.restype = ctypes.c_int64
     if layout() != LAYOUT:
         return None
-    found.secant_scan_prepare.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    found.secant_scan_prepare.restype = ctypes.c_int64
+    found.secant_scan_streams.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    found.secant_scan_streams.restype = ctypes.c_int64
     return found
 
 
@@ -103,12 +103,12 @@ def _start(x: Tensor, is_backwards: bool) -> int:
     return x.data_ptr() + steps * x.stride(1) * x.element_size()
 
 
-def _prepared(found: ctypes.CDLL, x: Tensor) -> int:
-    """Gets an output ready; gives whether to write it past the caches, as a C truth."""
+def _streams(found: ctypes.CDLL, x: Tensor) -> int:
+    """Whether to write an output past the caches, as a C truth."""
     if not x.is_contiguous():
         return 0
-    ready: int = found.secant_scan_prepare(x.data_ptr(), x.numel() * x.element_size())
-    return ready
+    is_streamed: int = found.secant_scan_streams(x.data_ptr(), x.numel() * x.element_size())
+    return is_streamed
 
 
 @final
@@ -126,7 +126,7 @@ class CKernel:
         assert found is not None
         batch, length, lanes = out.shape
         way = -1 if is_reverse else 1
-        streams = _prepared(found, out)
+        streams = _streams(found, out)
         run = getattr(found, f"secant_scan_forward_{NAMES[out.dtype]}")
 
         def share(batches: tuple[int, int], some: tuple[int, int]) -> None:
@@ -169,9 +169,9 @@ class CKernel:
         back, way = not is_reverse, 1 if is_reverse else -1
         terms = grad_a if grad_a is not None and grad_a.ndim == 3 else None
         sums = grad_a if terms is None else None
-        streams = _prepared(found, grad_b)
+        streams = _streams(found, grad_b)
         if terms is not None:
-            streams &= _prepared(found, terms)
+            streams &= _streams(found, terms)
         run = getattr(found, f"secant_scan_backward_{NAMES[grad_b.dtype]}")
         # The state before a step is its neighbour's; the kernel takes `initial` at the end.
         before = _start(states, back) + way * states.stride(1) * states.element_size()
