@@ -26,7 +26,7 @@ $(VENV)/.dependencies: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet -c constraints.txt '.[hf,dev]'
 	touch $@
 
-$(STAMP): $(VENV)/.dependencies $(SOURCES) README.md LICENSE
+$(STAMP): $(VENV)/.dependencies $(SOURCES) hatch_build.py README.md LICENSE
 	$(BIN)/pip install --quiet --no-deps --force-reinstall .
 	touch $@
 

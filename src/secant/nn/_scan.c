@@ -39,6 +39,8 @@
 #define BLOCK 4096
 /* Steps whose terms are summed in the working type before they join the float64 sum. */
 #define FLUSH 16
+/* Sums that a product of a row is made in. */
+#define LANES 8
 
 typedef struct {
     const void *a, *b, *initial;
@@ -65,33 +67,42 @@ typedef struct {
     int64_t streams;
 } backward_job;
 
+/* Matrices (n, n) lie row by row; blocks, whose vectors lie one after the other, have their own or
+ * share one. `is_back` takes the conjugate transpose of the matrix of the step that was taken
+ * before, which is what the pass back asks for. */
+typedef struct {
+    const void *a, *b, *initial;
+    void *out;
+    int64_t batch_from, batch_to, block_from, block_to, length, places;
+    int64_t a_batch, a_time, a_block;
+    int64_t b_batch, b_time;
+    int64_t initial_batch;
+    int64_t out_batch, out_time;
+    int64_t is_back;
+} matrix_job;
+
 /* The number of this layout of jobs; the caller refuses another. */
-EXPORT int64_t secant_scan_layout(void) { return 1; }
+EXPORT int64_t secant_scan_layout(void) { return 3; }
 
 /* Outputs past this do not stay in the caches; smaller ones come from memory that is in use. */
 #define LARGE (32 << 20)
 
-/* Get an output ready that will be written once; gives whether to write past the caches.
- *
- * Memory that the operating system has yet to find is asked for in large pages, 2 MB at a time in
- * place of 4 KB, which takes a third of the time, and written through the caches, where the
- * zeroes that it comes with still are. Memory that is there already, as with an allocator that
- * keeps it, is written past them. */
-EXPORT int64_t secant_scan_prepare(void *start, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
+/* Whether to write an output past the caches. Memory that the operating system has yet to find comes
+ * with zeroes that are in the caches when they are overwritten, and is written through them; memory
+ * that is there already, as with an allocator that keeps it, is written past them. Large pages
+ * are not asked for: where memory is in fragments, finding them takes longer than they save. */
+EXPORT int64_t secant_scan_streams(void *start, int64_t bytes) {
+#if defined(__linux__)
     if (bytes < LARGE) return 0;
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t low = ((uintptr_t)start + page - 1) / page * page;
-    uintptr_t high = ((uintptr_t)start + (uintptr_t)bytes) / page * page;
+    uintptr_t middle = ((uintptr_t)start + (uintptr_t)bytes / 2) / page * page;
     unsigned char there = 0;
-    if (mincore((void *)(low + (high - low) / 2 / page * page), page, &there)) return 0;
-    if (there & 1) return 1;
-    (void)madvise((void *)low, high - low, MADV_HUGEPAGE);
+    return !mincore((void *)middle, page, &there) && (there & 1);
 #else
     (void)start;
     (void)bytes;
-#endif
     return 0;
+#endif
 }
 
 /* A row from the first-level cache to an output larger than the caches. Past them: an ordinary store

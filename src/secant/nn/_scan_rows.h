@@ -178,3 +178,71 @@ CLONES EXPORT void NAMED(secant_scan_backward)(const backward_job *job) {
         }
     if (job->streams) settle();
 }
+
+/* `to` + matrix (n, n) times `from`; rows are summed in LANES parts, the same on every processor. */
+static inline __attribute__((always_inline)) void NAMED(rows_on)(
+    REAL *restrict to, const REAL *restrict matrix, const REAL *restrict from, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const REAL *line = matrix + PARTS * n * i;
+        REAL part[LANES * PARTS] = {0};
+        int64_t whole = n / LANES * LANES;
+        for (int64_t j = 0; j < n; j += LANES) {
+            int64_t some = j < whole ? LANES : n - whole;
+            for (int64_t k = 0; k < some; k++) {
+                const REAL *x = line + PARTS * (j + k), *y = from + PARTS * (j + k);
+#if PARTS == 1
+                part[k] += x[0] * y[0];
+#else
+                part[2 * k] += x[0] * y[0] - x[1] * y[1];
+                part[2 * k + 1] += x[0] * y[1] + x[1] * y[0];
+#endif
+            }
+        }
+        for (int64_t half = LANES / 2; half; half /= 2)
+            for (int64_t k = 0; k < half * PARTS; k++) part[k] += part[half * PARTS + k];
+        for (int k = 0; k < PARTS; k++) to[PARTS * i + k] += part[k];
+    }
+}
+
+/* `to` + the conjugate transpose of the matrix times `from`. */
+static inline __attribute__((always_inline)) void NAMED(columns_on)(
+    REAL *restrict to, const REAL *restrict matrix, const REAL *restrict from, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const REAL *line = matrix + PARTS * n * i;
+#if PARTS == 1
+        const REAL x = from[i];
+        for (int64_t j = 0; j < n; j++) to[j] += line[j] * x;
+#else
+        const REAL x = from[2 * i], y = from[2 * i + 1];
+        for (int64_t j = 0; j < n; j++) {
+            to[2 * j] += line[2 * j] * x + line[2 * j + 1] * y;
+            to[2 * j + 1] += line[2 * j] * y - line[2 * j + 1] * x;
+        }
+#endif
+    }
+}
+
+/* The state before a step is the row of `out` that was written last. */
+CLONES EXPORT void NAMED(secant_scan_matrix)(const matrix_job *job) {
+    const int64_t n = job->places;
+    for (int64_t batch = job->batch_from; batch < job->batch_to; batch++)
+        for (int64_t block = job->block_from; block < job->block_to; block++) {
+            const REAL *a = (const REAL *)job->a +
+                            PARTS * (batch * job->a_batch + block * job->a_block);
+            const REAL *b = (const REAL *)job->b + PARTS * (batch * job->b_batch + block * n);
+            REAL *out = (REAL *)job->out + PARTS * (batch * job->out_batch + block * n);
+            const REAL *state = (const REAL *)job->initial +
+                                PARTS * (batch * job->initial_batch + block * n);
+            for (int64_t time = 0; time < job->length; time++) {
+                memcpy(out, b, (size_t)n * PARTS * sizeof(REAL));
+                if (!job->is_back)
+                    NAMED(rows_on)(out, a, state, n);
+                else if (time)
+                    NAMED(columns_on)(out, a - PARTS * job->a_time, state, n);
+                state = out;
+                a += PARTS * job->a_time;
+                b += PARTS * job->b_time;
+                out += PARTS * job->out_time;
+            }
+        }
+}

@@ -1,7 +1,7 @@
 """A linear recurrence over time, h_t = a_t h_{t-1} + b_t, as a differentiable scan.
 
 Holds: the function ``scan``.
-May import: torch, jaxtyping, ``secant.nn`` (the scan's checks, routes, rows and torch forms).
+May import: torch, ``secant.nn`` (the scan's checks, routes, rows and torch forms).
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
 
 from secant.nn import scan_torch
+from secant.nn.scan_blocks import blocks_backward, blocks_forward
 from secant.nn.scan_checks import are_finite, checked, is_finite_at_the_end, report_overflow
-from secant.nn.scan_routes import chosen_route, kernel_of
+from secant.nn.scan_routes import chosen_route, kernel_of, kind_of
 from secant.nn.scan_rows import rows_backward, rows_forward, work_dtype
 
 IN_TORCH: Final = {
@@ -44,7 +44,9 @@ def _states(a: Tensor, b: Tensor, initial: Tensor | None, plan: Plan) -> Tensor:
     such products are run again as the loop, which takes none, where they are not finite.
     """
     kernel = kernel_of(plan.route)
-    if kernel is not None:
+    if plan.is_matrix and plan.route == "c":
+        found = blocks_forward(a, b, initial, is_reverse=plan.is_reverse)
+    elif kernel is not None:
         found = rows_forward(kernel, a, b, initial, is_reverse=plan.is_reverse)
     else:
         with torch.autocast(b.device.type, enabled=False):
@@ -95,18 +97,28 @@ def _matrix_terms(grad: Tensor, before: Tensor, a: Tensor) -> Tensor:
 
 
 def _gradients(
-    a: Tensor, upstream: Tensor, states: Tensor, initial: Tensor | None, plan: Plan
-) -> tuple[Tensor, Tensor, Tensor]:
+    a: Tensor,
+    upstream: Tensor,
+    states: Tensor,
+    initial: Tensor | None,
+    plan: Plan,
+    needs_a: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of a, b and the initial state, as a scan the other way: differentiable again."""
     upstream, states = (one.to(work_dtype(one.dtype)) for one in (upstream, states))
-    turned = _later(a, plan.is_reverse)
-    turned = turned.mH if plan.is_matrix else turned.conj()
-    grad = _scanned(turned, upstream, None, plan.back())
-    before = _before(states, initial, plan.is_reverse)
-    if plan.is_matrix:
-        grad_a = _matrix_terms(grad, before, a)
+    if plan.is_matrix and plan.route == "c" and not torch.is_grad_enabled():
+        grad = blocks_backward(a, upstream, is_reverse=plan.is_reverse)
     else:
-        grad_a = (before.conj() * grad).sum_to_size(a.shape)
+        turned = _later(a, plan.is_reverse)
+        turned = turned.mH if plan.is_matrix else turned.conj()
+        grad = _scanned(turned, upstream, None, plan.back())
+    grad_a = None
+    if needs_a:
+        before = _before(states, initial, plan.is_reverse)
+        if plan.is_matrix:
+            grad_a = _matrix_terms(grad, before, a)
+        else:
+            grad_a = (before.conj() * grad).sum_to_size(a.shape)
     edge = -1 if plan.is_reverse else 0
     first = a[:, edge].mH if plan.is_matrix else a[:, edge].conj()
     return grad_a, grad, scan_torch.apply(first, grad[:, edge], plan.is_matrix)
@@ -146,7 +158,7 @@ class _Scan(torch.autograd.Function):
             )
         kernel = kernel_of(ctx.plan.route)
         grad_a: Tensor | None
-        if kernel is not None and not torch.is_grad_enabled():
+        if kernel is not None and not ctx.plan.is_matrix and not torch.is_grad_enabled():
             grad_a, grad_b, first = rows_backward(
                 kernel,
                 a,
@@ -158,8 +170,11 @@ class _Scan(torch.autograd.Function):
                 needs_a=ctx.needs_input_grad[0],
             )
         else:
-            grad_a, grad_b, first = _gradients(a, upstream, states, initial, ctx.plan)
-            grad_a, grad_b = _like(grad_a, a.dtype), _like(grad_b, ctx.b_dtype)
+            grad_a, grad_b, first = _gradients(
+                a, upstream, states, initial, ctx.plan, ctx.needs_input_grad[0]
+            )
+            grad_a = None if grad_a is None else _like(grad_a, a.dtype)
+            grad_b = _like(grad_b, ctx.b_dtype)
         return grad_a, grad_b, None if initial is None else _like(first, initial.dtype), None
 
     @staticmethod
@@ -176,7 +191,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def vmap(
         info: Any,
-        in_dims: tuple[int | None, ...],
+        in_dims: Any,
         a: Tensor,
         b: Tensor,
         initial: Tensor | None,
@@ -200,7 +215,7 @@ class _Scan(torch.autograd.Function):
 
 def scan(
     a: Tensor,
-    b: Shaped[Tensor, "batch length *places"],
+    b: Tensor,
     initial: Tensor | None = None,
     *,
     is_matrix: bool = False,
@@ -224,8 +239,9 @@ def scan(
     route divides by coefficients or takes their logarithm: a = 0 and \|a\| near 1 are exact.
 
     Derivatives: any number of times, backward and forward, through ``torch.func`` too. A first
-    backward is one fused pass on the routes "c" and "numba"; gradients of coefficients that stay
-    are summed in float64 there. Gradients that leave the range are infinite, as elsewhere in torch.
+    backward is one fused pass on the routes "c" and "numba" (of coefficients that stay, summed
+    in float64), with matrices a scan and products. Gradients that leave the range are infinite,
+    as elsewhere in torch.
 
     Not finite: nan or infinity in the inputs harms its own place from there on (with
     ``is_matrix`` the places it is multiplied into) and nothing before. If finite inputs lead out
@@ -241,5 +257,5 @@ def scan(
     its gradient as one; the fused pass and the chunks are ours.
     """
     a, initial = checked(a, b, initial, is_matrix)
-    chosen = chosen_route(route, b.device.type, is_matrix)
+    chosen = chosen_route(route, b.device.type, kind_of(a, is_matrix))
     return _scanned(a, b, initial, Plan(chosen, is_matrix, reverse, is_checked=True))

@@ -21,7 +21,7 @@ from torch import Tensor
 from secant.nn.scan_shares import in_shares
 
 FILE: Final = Path(__file__).with_name("_scan.dll" if sys.platform == "win32" else "_scan.so")
-LAYOUT: Final = 1
+LAYOUT: Final = 3
 NAMES: Final = {
     torch.float32: "f32",
     torch.float64: "f64",
@@ -57,6 +57,16 @@ class BackwardJob(ctypes.Structure):
     )
 
 
+class MatrixJob(ctypes.Structure):
+    """``matrix_job`` of ``_scan.c``."""
+
+    _fields_ = _fields(
+        "a b initial out",
+        "batch_from batch_to block_from block_to length places a_batch a_time a_block "
+        "b_batch b_time initial_batch out_batch out_time is_back",
+    )
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernel, or None where there is none that fits this file."""
@@ -70,8 +80,8 @@ def library() -> ctypes.CDLL | None:
     layout.restype = ctypes.c_int64
     if layout() != LAYOUT:
         return None
-    found.secant_scan_prepare.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    found.secant_scan_prepare.restype = ctypes.c_int64
+    found.secant_scan_streams.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    found.secant_scan_streams.restype = ctypes.c_int64
     return found
 
 
@@ -93,17 +103,17 @@ def _start(x: Tensor, is_backwards: bool) -> int:
     return x.data_ptr() + steps * x.stride(1) * x.element_size()
 
 
-def _prepared(found: ctypes.CDLL, x: Tensor) -> int:
-    """Gets an output ready; gives whether to write it past the caches, as a C truth."""
+def _streams(found: ctypes.CDLL, x: Tensor) -> int:
+    """Whether to write an output past the caches, as a C truth."""
     if not x.is_contiguous():
         return 0
-    ready: int = found.secant_scan_prepare(x.data_ptr(), x.numel() * x.element_size())
-    return ready
+    is_streamed: int = found.secant_scan_streams(x.data_ptr(), x.numel() * x.element_size())
+    return is_streamed
 
 
 @final
 class CKernel:
-    """Both passes on three-dimensional tensors (batch, length, lanes).
+    """Both passes on three-dimensional tensors (batch, length, lanes), and those of matrices.
 
     Lanes have stride 1 or 0; other strides are free. What is written has lanes of stride 1.
     """
@@ -116,7 +126,7 @@ class CKernel:
         assert found is not None
         batch, length, lanes = out.shape
         way = -1 if is_reverse else 1
-        streams = _prepared(found, out)
+        streams = _streams(found, out)
         run = getattr(found, f"secant_scan_forward_{NAMES[out.dtype]}")
 
         def share(batches: tuple[int, int], some: tuple[int, int]) -> None:
@@ -159,9 +169,9 @@ class CKernel:
         back, way = not is_reverse, 1 if is_reverse else -1
         terms = grad_a if grad_a is not None and grad_a.ndim == 3 else None
         sums = grad_a if terms is None else None
-        streams = _prepared(found, grad_b)
+        streams = _streams(found, grad_b)
         if terms is not None:
-            streams &= _prepared(found, terms)
+            streams &= _streams(found, terms)
         run = getattr(found, f"secant_scan_backward_{NAMES[grad_b.dtype]}")
         # The state before a step is its neighbour's; the kernel takes `initial` at the end.
         before = _start(states, back) + way * states.stride(1) * states.element_size()
@@ -186,3 +196,40 @@ class CKernel:
             run(ctypes.byref(job))
 
         in_shares(share, batch, lanes, grad_b.numel() * grad_b.element_size())
+
+    def matrix(
+        self,
+        a: Tensor,
+        b: Tensor,
+        initial: Tensor,
+        out: Tensor,
+        *,
+        is_reverse: bool,
+        is_back: bool,
+    ) -> None:
+        """h_t = A_t h_{t-1} + b_t into `out`, for matrices (batch, length, blocks, n x n).
+
+        `b`, `out` (batch, length, blocks x n) and `initial` (batch, blocks x n) have lanes of
+        stride 1. `is_back`: the conjugate transpose of the matrix of the step taken before.
+        """
+        found = library()
+        assert found is not None
+        batch, length, lanes = out.shape
+        blocks, places = a.shape[2], lanes // a.shape[2]
+        way = -1 if is_reverse else 1
+        run = getattr(found, f"secant_scan_matrix_{NAMES[out.dtype]}")
+
+        def share(batches: tuple[int, int], some: tuple[int, int]) -> None:
+            job = MatrixJob(
+                *(_start(x, is_reverse) for x in (a, b)),
+                initial.data_ptr(),
+                _start(out, is_reverse),
+                *(*batches, *some, length, places),
+                *(a.stride(0), way * a.stride(1), a.stride(2)),
+                *(b.stride(0), way * b.stride(1), initial.stride(0)),
+                *(out.stride(0), way * out.stride(1)),
+                is_back,
+            )
+            run(ctypes.byref(job))
+
+        in_shares(share, batch, blocks, out.numel() * out.element_size() * places, unit=1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
+from inspect import unwrap
 from typing import Any, Final, final
 
 import numpy as np
@@ -112,7 +113,8 @@ def _compiled() -> tuple[Any, Any]:
     import numba
 
     made = numba.njit(nogil=True, cache=True, error_model="numpy")
-    return made(_forward), made(_backward)
+    # A checker of annotations may have wrapped them; numba reads the functions themselves.
+    return made(unwrap(_forward)), made(unwrap(_backward))
 
 
 def _flat(x: Tensor) -> Any:

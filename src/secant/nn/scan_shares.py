@@ -28,8 +28,13 @@ def _cut(count: int, parts: int, unit: int) -> list[Range]:
     return [(low, high) for low, high in pairwise(edges) if high > low]
 
 
-def in_shares(work: Callable[[Range, Range], None], batch: int, lanes: int, size: int) -> None:
+def in_shares(
+    work: Callable[[Range, Range], None], batch: int, lanes: int, size: int, unit: int = ALIGNED
+) -> None:
     """Run ``work(batches, lanes)`` over all of both, on as many threads as torch has.
+
+    `size`: bytes that are moved, for small work stays on one; `unit`: shares of lanes start at its
+    multiples.
 
     Threads are Python's: the kernels let go of its lock. They live for this call, so that a fork
     between calls finds none. What one of them raises is raised here.
@@ -38,7 +43,7 @@ def in_shares(work: Callable[[Range, Range], None], batch: int, lanes: int, size
     if batch >= threads:
         jobs = [(one, (0, lanes)) for one in _cut(batch, threads, 1)]
     else:
-        jobs = [((0, batch), one) for one in _cut(lanes, threads, ALIGNED)]
+        jobs = [((0, batch), one) for one in _cut(lanes, threads, unit)]
     failed: list[BaseException] = []
 
     def guarded(job: tuple[Range, Range]) -> None:
