@@ -1,4 +1,4 @@
-"""Parts that the debate names, as ordinary torch modules: activations, Fourier layers, rounding.
+"""Parts that the debate names as torch modules: activations, recurrences, Fourier layers, rounding.
 
 Holds: the public names of this folder, torch's own activations among them.
 May import: torch, ``secant.nn``.
@@ -9,18 +9,43 @@ from torch.nn import Identity, LeakyReLU, PReLU, ReLU, Sigmoid, Softplus, Tanh
 from secant.nn.activations import Exp, KMax, LinearSquash, Sine, Snake, Swish, Tunable
 from secant.nn.fourier import FourierFeatures, FourierLayer, SirenLayer, siren
 from secant.nn.rational import Rational
+from secant.nn.recurrence import (
+    GILR,
+    GILRLSTM,
+    LRU,
+    S6,
+    DeltaNet,
+    DiagonalRNN,
+    LinearRNN,
+    Mamba,
+    MambaBlock,
+    MambaLM,
+    MambaShape,
+    mamba_from,
+)
 from secant.nn.rounded import RoundedLinear, Rounding, flatten, rounded
 from secant.nn.spline import Spline
 from secant.nn.swap import Place, Swapped, swap
 
 __all__ = [
+    "GILR",
+    "GILRLSTM",
+    "LRU",
+    "S6",
+    "DeltaNet",
+    "DiagonalRNN",
     "Exp",
     "FourierFeatures",
     "FourierLayer",
     "Identity",
     "KMax",
     "LeakyReLU",
+    "LinearRNN",
     "LinearSquash",
+    "Mamba",
+    "MambaBlock",
+    "MambaLM",
+    "MambaShape",
     "PReLU",
     "Place",
     "Rational",
@@ -38,6 +63,7 @@ __all__ = [
     "Tanh",
     "Tunable",
     "flatten",
+    "mamba_from",
     "rounded",
     "siren",
     "swap",

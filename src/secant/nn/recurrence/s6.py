@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class TimeStep:
     high: float = 0.1
     floor: float = 1e-4
     scale: float = 1.0
-    scheme: Literal["random", "constant"] = "random"
+    scheme: str = "random"
 
     def __post_init__(self) -> None:
         if not (0 < self.low <= self.high < math.inf and self.floor >= 0):
