@@ -283,12 +283,16 @@ def test_the_delta_rule_stays_where_reflections_do_not_shrink():
     assert float(last.norm() / state.norm()) == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize(("heads", "has_negative"), [(1, True), (2, True), (2, False)])
-def test_delta_net_is_its_formula(heads, has_negative):
+@pytest.mark.parametrize(
+    ("heads", "has_negative", "is_normed"),
+    [(1, True, True), (2, True, True), (2, False, True), (3, True, False)],
+)
+def test_delta_net_is_its_formula(heads, has_negative, is_normed):
     torch.manual_seed(0)
-    layer = DeltaNet(6, heads, has_negative=has_negative, chunk=4).double()
-    with torch.no_grad():
-        layer.norm.weight.copy_(torch.tensor(rows(6 // heads)))
+    layer = DeltaNet(6, heads, has_negative=has_negative, is_normed=is_normed, chunk=4).double()
+    if is_normed:
+        with torch.no_grad():
+            layer.norm.weight.copy_(torch.tensor(rows(6 // heads)))
     w, x = arrays(layer), rows(9, 6)
     found, last = layer(torch.tensor(x)[None])
     size = 6 // heads
@@ -306,7 +310,7 @@ def test_delta_net_is_its_formula(heads, has_negative):
         out, end = naive_delta(q, k, v, rate[:, head], np.zeros((size, size)))
         close(last[0, head], end)
         mean = (out**2).mean(1, keepdims=True)
-        read.append(out / np.sqrt(mean + 1e-5) * w["norm.weight"])
+        read.append(out / np.sqrt(mean + 1e-5) * w["norm.weight"] if is_normed else out)
     close(found[0], np.concatenate(read, axis=1) @ w["out.weight"].T)
 
 

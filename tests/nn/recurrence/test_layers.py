@@ -37,6 +37,7 @@ LAYERS = {
     "s6, whole, negative": lambda: S6(4, 3, chunk=None, has_negative=True),
     "delta": lambda: DeltaNet(4, 2, chunk=4),
     "delta, positive": lambda: DeltaNet(4, 1, has_negative=False, chunk=4),
+    "delta, not normed": lambda: DeltaNet(4, 2, is_normed=False),
     "mixer": lambda: MambaMixer(SMALL),
     "block, kernel 1": lambda: MambaBlock(MambaShape(4, state=3, kernel=1, has_bias=True)),
 }

@@ -72,9 +72,10 @@ class DeltaNet(nn.Module):
         y_t = W_o\, \mathrm{norm}(S_t q_t)
 
     for each head, with q and k = silu(W x) / |silu(W x)|, v = silu(W x), and norm the root mean
-    square norm of a head. k has length 1, so the transition has one eigenvalue 1 - β and else 1:
-    β = σ(w x + b) keeps it in (0, 1), and ``has_negative`` takes β = 2 σ(w x + b), so that it lies
-    in (-1, 1), where β = 2 is a reflection.
+    square norm of a head, which hides how long S q is; without ``is_normed`` it is left out. k has
+    length 1, so the transition has one eigenvalue 1 - β and else 1: β = σ(w x + b) keeps it in
+    (0, 1), and ``has_negative`` takes β = 2 σ(w x + b), so that it lies in (-1, 1), where β = 2 is
+    a reflection.
 
     Shapes: x (batch, length, features), state (batch, heads, size, size) with size = features /
     heads, values by keys; gives y as x is and the last S. Half precision is computed in float32,
@@ -89,7 +90,13 @@ class DeltaNet(nn.Module):
     """
 
     def __init__(
-        self, features: int, heads: int = 1, *, has_negative: bool = True, chunk: int = 64
+        self,
+        features: int,
+        heads: int = 1,
+        *,
+        has_negative: bool = True,
+        is_normed: bool = True,
+        chunk: int = 64,
     ) -> None:
         super().__init__()
         check_sizes("DeltaNet", features=features, heads=heads, chunk=chunk)
@@ -104,7 +111,7 @@ class DeltaNet(nn.Module):
         self.key = nn.Linear(features, features, bias=False)
         self.value = nn.Linear(features, features, bias=False)
         self.rate = nn.Linear(features, heads)
-        self.norm = nn.RMSNorm(features // heads, eps=1e-5)
+        self.norm = nn.RMSNorm(features // heads, eps=1e-5) if is_normed else None
         self.out = nn.Linear(features, features, bias=False)
 
     def _asked(self, x: Tensor) -> Asked:
@@ -130,9 +137,11 @@ class DeltaNet(nn.Module):
 
     def _given(self, found: Tensor, x: Tensor) -> Tensor:
         """y of what was read, (batch, heads, length, size)."""
-        found, scale, out = widened(found, self.norm.weight, self.out.weight)
-        normed = functional.rms_norm(found, scale.shape, scale, self.norm.eps)
-        return functional.linear(normed.transpose(1, 2).flatten(2), out).to(x.dtype)
+        found, out = widened(found, self.out.weight)
+        if self.norm is not None:
+            scale = self.norm.weight.to(found.dtype)
+            found = functional.rms_norm(found, scale.shape, scale, self.norm.eps)
+        return functional.linear(found.transpose(1, 2).flatten(2), out).to(x.dtype)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Every y and the last S, for whole sequences."""
