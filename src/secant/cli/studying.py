@@ -20,7 +20,10 @@ family = typer.Typer()
 
 @family.command(rich_help_panel=STUDIES)
 def study(
-    name: Annotated[str, typer.Argument(help="cover, pieces, rounding or wide-nets.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="cover, keeps, parity, pieces, recall, rounding or wide-nets."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for study.json, study.html.")],
     data: Annotated[
         str | None,

@@ -7,7 +7,10 @@ May import: nothing.
 
 STUDIES = {
     "cover": "secant.studies.cover",
+    "keeps": "secant.studies.keeps",
+    "parity": "secant.studies.parity",
     "pieces": "secant.studies.pieces",
+    "recall": "secant.studies.recall",
     "rounding": "secant.studies.rounding",
     "wide-nets": "secant.studies.wide_nets",
 }

@@ -1,13 +1,13 @@
 """What the studies of recurrences share: a reader around any core, equal sizes, training, verdicts.
 
-Holds: ``Reader``, ``CORES``, ``sized``, ``trained``, ``combined``.
-May import: torch, ``secant.errors``, ``secant.nn``, ``secant.studies.finding``.
+Holds: ``Reader``, ``CORES``, ``sized``, ``trained``, ``tuned``, ``combined``.
+May import: torch, ``secant.errors``, ``secant.nn``, ``secant.studies`` (finding, kept).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Final, final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,13 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from secant.errors import InputError
 from secant.nn.recurrence import LRU, DeltaNet, DiagonalRNN
 from secant.studies.finding import Verdict
+from secant.studies.kept import Kept
 
 IGNORED: Final = -100
 WARM_UP: Final = 100
 CLIP: Final = 1.0
+TUNING_SEED: Final = 1_000_003
+"""Rates are chosen on sequences, and with weights, that no seed draws."""
 
 
 @final
@@ -136,13 +139,19 @@ class Reader(nn.Module):
 
 
 def trained(
-    net: nn.Module, batch: Callable[[], tuple[Tensor, Tensor]], *, rate: float, steps: int
+    net: nn.Module,
+    batch: Callable[[], tuple[Tensor, Tensor]],
+    *,
+    rate: float,
+    steps: int,
+    smoothing: float = 0.0,
 ) -> float:
     """Train by Adam, whose rate rises at first and then stays; the last loss.
 
-    A rate that stays keeps on widening margins that are there already: what has to hold beyond
-    the lengths seen needs that. Gradients are clipped at norm `CLIP`. Labels (batch, length) that
-    are `IGNORED` do not count.
+    Gradients are clipped at norm `CLIP`. Labels (batch, length) that are `IGNORED` do not count.
+    With `smoothing` the right label has this much less than all the probability: the logits that
+    are best are then finite and the same at every place, so that a state which fades along the
+    sequence still has a derivative when every answer is right.
 
     Raises: `InputError` for a loss that is not finite, which training cannot come back from.
     """
@@ -153,7 +162,8 @@ def trained(
     last = float("nan")
     for _ in range(steps):
         x, labels = batch()
-        loss = cross_entropy(net(x).flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        logits, wanted = net(x).flatten(0, 1), labels.flatten()
+        loss = cross_entropy(logits, wanted, ignore_index=IGNORED, label_smoothing=smoothing)
         last = float(loss.detach())
         if not last < float("inf"):
             raise InputError(
@@ -165,6 +175,29 @@ def trained(
         optimiser.step()
         schedule.step()
     return last
+
+
+def tuned(
+    kept: Kept,
+    measure: Callable[[str, float, int], dict[str, Any]],
+    arms: Sequence[str],
+    rates: Sequence[float],
+    seeds: range,
+) -> dict[str, list[dict[str, Any]]]:
+    """What each arm came to, a seed each, at the rate whose `score` is best with another seed.
+
+    `measure` takes arm, rate and seed; of equal scores the one with the lower `loss` is best.
+    """
+    tests = {}
+    for place, name in enumerate(arms):
+
+        def run(rate: float, one: int, name: str = name, place: int = place) -> dict[str, Any]:
+            return kept(f"{place}-{rate:g}-{one}", lambda: measure(name, rate, one))
+
+        tried = [run(rate, TUNING_SEED + seeds.start) for rate in rates]
+        best = max(tried, key=lambda one: (one["score"], -one["loss"]))
+        tests[name] = [run(best["rate"], one) for one in seeds]
+    return tests
 
 
 def combined(verdicts: Iterable[Verdict]) -> Verdict:
