@@ -13,7 +13,7 @@ Digits: scikit-learn's, 8 rows of 8, classified after the last row. Copy: `SYMBO
 `ALPHABET`, `WAIT` blanks, then as many marks, at each of which a symbol is asked for, in order;
 chance is 1 / `ALPHABET`. Rates are chosen on digits that are not the test's, or on other symbols.
 
-Holds: ``study``; ``copies``, ``measure``.
+Holds: ``study``; ``copies``, ``digits``, ``measure``, ``leads``.
 May import: torch, ``secant.readings``, ``secant.surveys`` (versions), ``secant.studies``
 (finding, kept, rounding, sequences).
 """
@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from secant.readings import hardware
-from secant.studies.finding import Curve, Figure, Finding
+from secant.studies.finding import Curve, Figure, Finding, Verdict
 from secant.studies.kept import Kept, Progress
-from secant.studies.rounding import Set, gains, interval, task
+from secant.studies.rounding import Set, interval, task
 from secant.studies.sequences import (
     IGNORED,
     TUNING_SEED,
@@ -102,6 +102,13 @@ def measure(arm: str, rate: float, seed: int, split: int = 0) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def leads(ends: tuple[float, float] | None) -> Verdict:
+    """Whether a gain is above 0 or below it, as far as its interval tells; a tie is neither."""
+    if ends is None or ends[0] <= 0 <= ends[1]:
+        return "undecided"
+    return "supported" if ends[0] > 0 else "refuted"
+
+
 def study(
     *,
     seed: int = 0,
@@ -146,7 +153,7 @@ def _finding(
         if name != CORES_OF[0]:
             base = scores[f"{what}: {CORES_OF[0]}"]
             gain = [one - other for one, other in zip(base, values, strict=True)]
-            verdict = gains(interval(gain))
+            verdict = leads(interval(gain))
             verdicts.append(verdict)
             title = f"{what}: {CORES_OF[0]} over {name}, points"
             over.append(Figure(title, sum(gain) / len(gain), interval(gain), None, verdict))

@@ -33,7 +33,7 @@ from secant.studies.sequences import IGNORED, Reader, combined, sized, trained, 
 from secant.surveys import versions
 
 KEYS, VALUES, PAIRS = 32, 16, 12
-WIDTH, BUDGET, BATCH, STEPS = 32, 8_000, 32, 2000
+WIDTH, BUDGET, BATCH, STEPS = 32, 8_000, 32, 1000
 SEQUENCES = 512
 RATES = (0.003, 0.01)
 SEEDS = 5
