@@ -187,6 +187,43 @@ def test_what_will_not_do(name):
             call(row, wrong)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_all_of_it_is_where_the_input_is(name):
+    """On the device without storage a tensor that was left behind is an error."""
+    layer, x = made(name, torch.float32)
+    layer = layer.to("meta")
+    out, state = layer(x.to("meta"))
+    assert out.shape == layer(x.to("meta"), state)[0].shape
+    step, after = layer.step(x[:, 0].to("meta"), state)
+    for one in (out, step, *flat(state), *flat(after)):
+        assert one.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "mixer"])
+def test_torch_func_s_transforms(name):
+    """Derivatives a sequence each, forward and backward, against autograd's; S6 needs no chunks."""
+    layer, x = made(name, length=5)
+    if isinstance(layer, S6):
+        layer.chunk = None
+
+    def total(row):
+        return layer(row[None])[0].square().sum()
+
+    expected = torch.stack([torch.autograd.grad(total(r), r)[0] for r in x.requires_grad_()])
+    rows = x.detach()
+    found = torch.func.vmap(torch.func.grad(total))(rows)
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-11)
+    along = torch.randn_like(rows[0])
+    _, slope = torch.func.jvp(total, (rows[0],), (along,))
+    assert float(slope) == pytest.approx(float((expected[0].detach() * along).sum()), rel=1e-8)
+
+
+def test_a_complex_state_of_a_real_layer():
+    layer, x = made("gilr")
+    with pytest.raises(InputError, match=r"GILR: the state must be real; got torch\.complex128"):
+        layer(x, torch.zeros(3, 5, dtype=torch.complex128))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -63,10 +63,14 @@ def _check_floats(what: str, x: Tensor) -> None:
 def checked_state(what: str, state: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """The state as `like`'s type, on its device; zeros if there is none.
 
-    Raises: `InputError` for another shape than `shape`.
+    Raises: `InputError` for another shape than `shape`, or complex numbers where `like` has none.
     """
     if state is None:
         return like.new_zeros(shape)
+    if state.is_complex() and not like.is_complex():
+        raise InputError(
+            f"{what}: the state must be real; got {state.dtype}. Pass what the last call gave."
+        )
     if tuple(state.shape) != shape:
         raise InputError(
             f"{what}: the state must be {shape}; got {tuple(state.shape)}. Pass what the last "
