@@ -2,7 +2,7 @@
 
 Claim: a linear recurrence with eigenvalues from 0 to 1, trained on bits up to 40 long, is at chance
 on parities of 40 to 256; with eigenvalues from -1 to 1 it makes no error.
-Command: ``secant study parity --out DIR``. Cost: about six minutes on one quiet core.
+Command: ``secant study parity --out DIR``. Cost: about five minutes on one quiet core.
 Published: Grazzi et al. 2024, arXiv:2411.12537 (abstract): chance, and solved. Verdict: from
 intervals over seeds, for a matrix transition (DeltaNet) and a diagonal one by itself. Supported if
 the paired gain of [-1, 1] over [0, 1] begins above 0, the accuracy of [0, 1] has 1/2 in its
