@@ -138,7 +138,7 @@ def test_tasks():
 
 def test_a_state_that_turns_round_counts_and_one_that_fades_does_not(monkeypatch):
     """A short course: eight bits learnt; asked about 8 to 24."""
-    for name, value in {"TRAINED": 8, "TESTED": 24, "SEQUENCES": 200, "STEPS": 300,
+    for name, value in {"TRAINED": 8, "TESTED": 24, "SEQUENCES": 200, "STEPS": 200,
                         "LENGTHS": (8, 24)}.items():  # fmt: skip
         monkeypatch.setattr(parity, name, value)
     signed = parity.measure("diagonal in [-1, 1]", 0.03, 0)
