@@ -136,6 +136,13 @@ def test_tasks():
     assert (x[:, keeps.SYMBOLS : -keeps.SYMBOLS] == keeps.ALPHABET).all()
 
 
+def test_what_needs_no_key(monkeypatch):
+    """Two pairs and two values: both alike half the time, so 3/4 of the answers."""
+    monkeypatch.setattr(recall, "PAIRS", 2)
+    monkeypatch.setattr(recall, "VALUES", 2)
+    assert recall.commonest() == pytest.approx(75, abs=1)
+
+
 def test_a_state_that_turns_round_counts_and_one_that_fades_does_not(monkeypatch):
     """A short course: eight bits learnt; asked about 8 to 24."""
     for name, value in {"TRAINED": 8, "TESTED": 24, "SEQUENCES": 200, "STEPS": 200,
