@@ -22,9 +22,7 @@ family = typer.Typer()
 
 @family.command(rich_help_panel=PANEL)
 def study(
-    name: Annotated[
-        str, typer.Argument(help="approximation, cover, perceptron, pieces, rounding or wide-nets.")
-    ],
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(STUDIES)}.")],
     out: Annotated[Path, typer.Option(help="Folder for study.json, study.html.")],
     data: Annotated[
         str | None,

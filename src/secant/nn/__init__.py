@@ -1,4 +1,4 @@
-"""Parts that the debate names, as torch modules: activations, Fourier layers, rounding, scans.
+"""Parts that the debate names as torch modules: activations, recurrences and scans, and more.
 
 Holds: the public names of this folder, torch's own activations among them.
 May import: torch, ``secant.nn``.
@@ -10,6 +10,20 @@ from secant.nn.activations import Exp, KMax, LinearSquash, Sine, Snake, Swish, T
 from secant.nn.fourier import FourierFeatures, FourierLayer, SirenLayer, siren
 from secant.nn.linear_state import LinearLayer, LinearState
 from secant.nn.rational import Rational
+from secant.nn.recurrence import (
+    GILR,
+    GILRLSTM,
+    LRU,
+    S6,
+    DeltaNet,
+    DiagonalRNN,
+    LinearRNN,
+    Mamba,
+    MambaBlock,
+    MambaLM,
+    MambaShape,
+    mamba_from,
+)
 from secant.nn.rounded import RoundedLinear, Rounding, flatten, rounded
 from secant.nn.scan import scan
 from secant.nn.scan_routes import ScanRoute, scan_routes
@@ -17,6 +31,12 @@ from secant.nn.spline import Spline
 from secant.nn.swap import Place, Swapped, swap
 
 __all__ = [
+    "GILR",
+    "GILRLSTM",
+    "LRU",
+    "S6",
+    "DeltaNet",
+    "DiagonalRNN",
     "Exp",
     "FourierFeatures",
     "FourierLayer",
@@ -24,8 +44,13 @@ __all__ = [
     "KMax",
     "LeakyReLU",
     "LinearLayer",
+    "LinearRNN",
     "LinearSquash",
     "LinearState",
+    "Mamba",
+    "MambaBlock",
+    "MambaLM",
+    "MambaShape",
     "PReLU",
     "Place",
     "Rational",
@@ -44,6 +69,7 @@ __all__ = [
     "Tanh",
     "Tunable",
     "flatten",
+    "mamba_from",
     "rounded",
     "scan",
     "scan_routes",

@@ -9,7 +9,10 @@ STUDIES = {
     "approximation": "secant.studies.approximation",
     "cover": "secant.studies.cover",
     "perceptron": "secant.studies.perceptron",
+    "keeps": "secant.studies.keeps",
+    "parity": "secant.studies.parity",
     "pieces": "secant.studies.pieces",
+    "recall": "secant.studies.recall",
     "rounding": "secant.studies.rounding",
     "wide-nets": "secant.studies.wide_nets",
 }
