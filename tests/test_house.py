@@ -126,9 +126,10 @@ def test_the_exception_stays_inside_a_function():
 def test_public_names():
     names = [
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError",
-        "LoadOptions", "Merge", "Reading", "Report", "SecantError", "Separability", "StateError",
-        "Tracker", "affine_at", "align", "anatomy", "collapse", "compare", "diff", "fit_tangent",
-        "gating", "judge", "kernel", "linearize", "merge", "merge_file", "pieces", "separable",
+        "LoadOptions", "Merge", "Reading", "Replacement", "Report", "SecantError", "Separability",
+        "StateError", "Tracker", "affine_at", "align", "anatomy", "collapse", "compare", "diff",
+        "fit_tangent", "gating", "judge", "kernel", "linearize", "merge", "merge_file", "pieces", "replace",
+        "separable",
         "sketch_kernel", "slice_pieces",
         "survey", "tune",
     ]  # fmt: skip
@@ -179,6 +180,7 @@ except SystemExit as end:
         "args = ['separable', '--help']" + HELP,
         "args = ['gating', '--help']" + HELP,
         "args = ['collapse', '--help']" + HELP,
+        "args = ['replace', '--help']" + HELP,
     ],
     ids=[
         "import",
@@ -190,6 +192,7 @@ except SystemExit as end:
         "separable help",
         "gating help",
         "collapse help",
+        "replace help",
     ],
 )
 def test_no_torch_is_loaded(code):

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from secant.uses.merge import merge as merge
     from secant.uses.merge import merge_file as merge_file
     from secant.uses.paths import compare as compare
+    from secant.uses.replace import Replacement as Replacement
+    from secant.uses.replace import replace as replace
     from secant.uses.separable import Separability as Separability
     from secant.uses.separable import separable as separable
     from secant.uses.survey import survey as survey
@@ -52,6 +54,7 @@ _HOME = {
     "LoadOptions": "secant.load.options",
     "Merge": "secant.uses.merge",
     "Reading": "secant.readings",
+    "Replacement": "secant.uses.replace",
     "Report": "secant.readings",
     "SecantError": "secant.errors",
     "Separability": "secant.uses.separable",
@@ -71,6 +74,7 @@ _HOME = {
     "merge": "secant.uses.merge",
     "merge_file": "secant.uses.merge",
     "pieces": "secant.segments",
+    "replace": "secant.uses.replace",
     "separable": "secant.uses.separable",
     "sketch_kernel": "secant.uses.kernel_sketch",
     "slice_pieces": "secant.slices",
@@ -89,6 +93,7 @@ __all__ = [
     "LoadOptions",
     "Merge",
     "Reading",
+    "Replacement",
     "Report",
     "SecantError",
     "Separability",
@@ -108,6 +113,7 @@ __all__ = [
     "merge",
     "merge_file",
     "pieces",
+    "replace",
     "separable",
     "sketch_kernel",
     "slice_pieces",
