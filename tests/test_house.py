@@ -128,9 +128,8 @@ def test_public_names():
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError",
         "LoadOptions", "Merge", "Reading", "Replacement", "Report", "SecantError", "Separability",
         "StateError", "Tracker", "affine_at", "align", "anatomy", "collapse", "compare", "diff",
-        "fit_tangent", "gating", "judge", "kernel", "linearize", "merge", "merge_file", "pieces", "replace",
-        "separable",
-        "sketch_kernel", "slice_pieces",
+        "fit_tangent", "gating", "judge", "kernel", "linearize", "merge", "merge_file", "pieces",
+        "replace", "separable", "sketch_kernel", "slice_pieces",
         "survey", "tune",
     ]  # fmt: skip
     assert secant.__all__ == names

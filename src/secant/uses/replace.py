@@ -277,8 +277,8 @@ def _blocks(model: nn.Module, sites: list[str] | None) -> list[str]:
     single = [site for site in found if "@" in site]
     if single:
         raise InputError(
-            f"replace: {single[0]!r} is one call of a module that has several; modules are replaced "
-            "in all calls. Name the module without @."
+            f"replace: {single[0]!r} is one call of a module that has several, and it would be "
+            "replaced in all. Name the module without @."
         )
     return found
 

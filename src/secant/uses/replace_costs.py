@@ -63,7 +63,7 @@ def costs_of(runner: Runner, sites: Sequence[str]) -> Costs:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             runner.run(Batch(0, (unit,)), {}, sites=sites, listen=keep)
         found: Mapping[str, Mapping[Any, int]] = counter.get_flop_counts()
-        whole += sum(found["Global"].values()) / count
+        whole += sum(found.get("Global", {}).values()) / count
         for site in sites:
             by_site[site] += sum(found.get(f"{kind}.{site}", {}).values()) / count
     return Costs(whole, by_site, rows)

@@ -63,7 +63,11 @@ class Task:
     def by_unit(
         self, output: Tensor, ids: Tensor | None, mask: Tensor | None, batch: Batch
     ) -> tuple[Tensor, Tensor]:
-        """Loss of each unit of one batch, summed over its tokens in float64, and their numbers."""
+        """Loss of each unit of one batch, summed over its tokens, and their numbers, in float64.
+
+        The loss of one token of a half-precision or single model is float32: a vocabulary wide in
+        float64 would take as long as the model.
+        """
         if self.labels is not None:
             wanted = self.labels[list(batch.units)].to(output.device)
             loss = functional.cross_entropy(output.double(), wanted, reduction="none")
@@ -71,8 +75,11 @@ class Task:
         assert ids is not None
         kept = torch.ones_like(ids[:, 1:], dtype=torch.bool) if mask is None else mask[:, 1:]
         rows = zip(output[:, :-1], ids[:, 1:], kept, strict=True)
+        wide = torch.promote_types(output.dtype, torch.float32)
         losses = [
-            functional.cross_entropy(logits[keep].double(), row[keep], reduction="sum")
+            functional.cross_entropy(logits[keep].to(wide), row[keep], reduction="none")
+            .double()
+            .sum()
             for logits, row, keep in rows
         ]
         return torch.stack(losses), kept.sum(1).double()
