@@ -7,15 +7,18 @@ May import: pytest, torch, typer, rich, ``secant``.
 import io
 import json
 import re
+from dataclasses import replace
+from html import unescape
 
 import pytest
 import torch
 from rich.console import Console
 
 from secant.cli import main
+from secant.report import charts
 from secant.report.replace import render_replace, replace_words, verdict
 from secant.report.replace_page import render_replace_page
-from secant.uses.replace import Chosen, Met, Replacement
+from secant.uses.replace import Chosen, Healing, Met, Replacement
 from secant.uses.replace_curves import Curve, Point
 
 
@@ -69,6 +72,11 @@ def test_the_words_say_on_what_all_rests():
     assert "Loss: next token, in nats a token; the model's own is 3.2." in words
     assert "Left: other: it is called several times" in words
     assert "Budget 0.01: none" in words
+    assert "Healed" not in words
+    healed = replace(replacement(), healing=Healing(50, True, 0.08, 0.05, (0.04, 0.06)))
+    told = "Healed by 50 steps, kept: the loss rises by +0.05 [+0.04, +0.06], by +0.08 before."
+    assert told in replace_words(healed)
+    assert told in unescape(render_replace_page(healed))
 
 
 def test_the_verdict_needs_both_controls_clearly_below():
@@ -90,6 +98,9 @@ def test_the_page_draws_every_curve_and_escapes_names():
     labels = re.findall(r'text-anchor="end">([^<]*)<', page)
     assert {"0", "0.01", "0.1"} <= set(labels)
     assert "1 replaced, 25.0 % saved, loss +0.08 [+0.05, +0.11]" in page
+    # The random curve goes from 0 to 0.9 at 30 %, and leaves the range at 0.16 on the way.
+    frame, x = charts.PLAIN, 0.16 / 0.9
+    assert f"L{frame.across(x):.1f} {frame.top:.1f}" in page
     assert "<script" not in page
     assert "http" not in re.sub(r"http-equiv", "", page)
 

@@ -20,9 +20,10 @@ from secant.load.models import load_model
 from secant.uses.replace import Replacement, replace
 from secant.uses.replace_costs import costs_of, measured_flops
 from secant.uses.replace_curves import Curve, Point, Trail, differences, influence_order
+from secant.uses.replace_heal import healed
 from secant.uses.replace_parts import Map, Place, StandIn, stand_in, standing
 from secant.uses.replace_runs import Runner
-from secant.uses.replace_scores import Losses, increase, increase_interval
+from secant.uses.replace_scores import Losses, Scorer, increase, increase_interval
 from secant.uses.replace_sites import candidate_sites, refitted, watched
 from secant.uses.scores import Task
 
@@ -305,6 +306,49 @@ def test_what_cannot_be_stood_in_for_is_left_with_a_reason():
     assert {one.site for one in found.budgets[0].chosen} == {"blocks.1.inner", "blocks.2"}
     assert found.left["blocks.0"] == "it is called several times in one forward"
     assert found.left["blocks.1"] == "it returns more than one tensor"
+
+
+def test_healing_brings_a_wrong_map_near_the_model_and_touches_nothing_else():
+    """A shift 5 too large, and a factor that is all noise, where a constant is the right answer."""
+    model, x = net_of(Still(), Still(), Block(nn.ReLU())), data(200)
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    runner, _ = runner_of(model, x)
+    noise = 0.3 * torch.randn(WIDTH, WIDTH, dtype=torch.float64)
+    shift = torch.full((WIDTH,), 5.0, dtype=torch.float64)
+    forms = {
+        "blocks.0": Map("affine", True, (noise,), shift, WIDTH),
+        "blocks.1": Map("drop", True, width=WIDTH),
+    }
+    made = healed(
+        runner, forms, runner.feed.batches, 200, is_classes=False, seed=0, tell=lambda *_: None
+    )
+    scorer = Scorer(runner, None, runner.feed.batches)
+    assert scorer.losses(made).mean < 0.02 * scorer.losses(forms).mean
+    assert all(p.grad is None for p in model.parameters())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert healed(
+        runner, {"blocks.1": forms["blocks.1"]}, runner.feed.batches, 5, is_classes=False, seed=0,
+        tell=lambda *_: None,
+    ) == {"blocks.1": forms["blocks.1"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("heal", [1, 40])
+def test_healing_is_kept_where_it_helps_on_the_choosing_units(heal):
+    model = net_of(*[Block(nn.ReLU(), scale=1.5) for _ in range(3)])
+    found = replace(model, data(), budgets=[10.0], draws=1, heal=heal)
+    one, met = found.healing, found.budgets[0]
+    assert one.before == pytest.approx(met.increase)
+    assert one.interval[0] < one.increase < one.interval[1]
+    plain = replace(model, data(), budgets=[10.0], draws=1)
+    pairs = zip(found.module.parameters(), plain.module.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs) != one.is_kept
+
+
+def test_healing_refuses_half_precision():
+    model = net_of(Still(), Still()).bfloat16()
+    with pytest.raises(InputError, match=r"healing takes steps that torch.bfloat16 cannot hold"):
+        replace(model, data(), budgets=[0.1], heal=3, draws=1)
 
 
 def test_images_are_mapped_pixel_by_pixel():

@@ -165,6 +165,9 @@ def replace(
     batch_size: Annotated[int, typer.Option(min=1, help="Units a forward pass.")] = 32,
     most: Annotated[int, typer.Option(min=1, help="Candidates that are tried, each alone.")] = 48,
     draws: Annotated[int, typer.Option(min=1, help="Orders of random drops.")] = 8,
+    heal: Annotated[
+        int, typer.Option(min=0, help="Steps that train what was put in, towards the model.")
+    ] = 0,
     dtype: Annotated[str | None, typer.Option(help="Type of the weights; as they are.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to run, such as cuda.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the three sets and of random drops.")] = 0,
@@ -187,8 +190,8 @@ def replace(
     with progress_bars() as progress:
         found = replaced(
             model, data, budgets=budget or BUDGETS, sites=site, column=column, loading=loading,
-            rows=rows, batch_size=batch_size, most=most, draws=draws, seed=seed, progress=progress,
-            out=out,
+            rows=rows, batch_size=batch_size, most=most, draws=draws, heal=heal, seed=seed,
+            progress=progress, out=out,
         )  # fmt: skip
     found.save(out, render_replace_page(found))
     show(*render_replace(found))

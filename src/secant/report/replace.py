@@ -136,5 +136,12 @@ def replace_words(found: Replacement) -> list[str]:
         f"{units['score']} others.",
         verdict(found),
     ]
+    if found.healing is not None:
+        one = found.healing
+        kept = "kept" if one.is_kept else "not kept: it did not lower the loss on choosing units"
+        lines.append(
+            f"Healed by {one.steps} steps, {kept}: the loss rises by {_signed(one.increase)}"
+            f"{span(one.interval)}, by {_signed(one.before)} before."
+        )
     lines += [f"Left: {site}: {why}." for site, why in list(found.left.items())[:MOST_NAMED]]
     return lines + found.notes

@@ -22,6 +22,8 @@ from secant.uses.replace_curves import Curve
 
 ABOVE = 1.6
 """The drawn range ends at so many times the largest budget."""
+STEPS = (0.01, 0.02, 0.05, 0.1, 0.2)
+MOST_TICKS = 6
 LOOKS = {INFLUENCE: ("--c3", "dashed"), RANDOM: ("--c4", "faint")}
 WORDS = (
     "Each point is a network with one more block or sub-block replaced, from the left. Right is "
@@ -35,7 +37,9 @@ WORDS = (
 def render_replace_page(found: Replacement) -> str:
     """One self-contained page without script or network; every text in it is escaped."""
     title = escape(f"Replaced in {found.model}")
-    words = "".join(f"<p>{escape(line)}</p>" for line in replace_words(found)[:2])
+    words = "".join(
+        f"<p>{escape(line)}</p>" for line in replace_words(found)[: 2 + (found.healing is not None)]
+    )
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in found.notes)
     foot = " · ".join([
         f"seed {found.seed}", ", ".join(f"{name} {one}" for name, one in found.versions.items()),
@@ -62,8 +66,10 @@ def _chart(found: Replacement) -> str:
     low = max(low, -top / 4)
     ticks = tuple(sorted({0.0, *(one.budget for one in found.budgets)}))
     axis = Axis(low, top, ticks, f"rise of the loss, {found.unit}")
-    series = [_series(curve, widest) for curve in reversed(found.curves)]
-    places = [(part / 4, f"{100 * part * widest / 4:.0f} %") for part in range(5)]
+    series = [_series(curve, widest, top) for curve in reversed(found.curves)]
+    step = next(one for one in STEPS if widest / one <= MOST_TICKS)
+    ticks_of = range(int(widest / step) + 1)
+    places = [(part * step / widest, f"{100 * part * step:g} %") for part in ticks_of]
     drawn = plot(series, axis, places, "matrix products saved", "Loss against products saved")
     return (
         '<section class="card"><h2>Loss against work saved</h2>'
@@ -72,13 +78,21 @@ def _chart(found: Replacement) -> str:
     )
 
 
-def _series(curve: Curve, widest: float) -> Series:
+def _series(curve: Curve, widest: float, top: float) -> Series:
+    """The curve as far as it is drawn: its line ends where it leaves the range."""
     colour, look = LOOKS.get(curve.name, ("--c1", "curve"))
-    points = []
+    points: list[Point] = []
     for one in curve.points:
         low, high = one.interval or (None, None)
         what = f"{one.replaced} replaced, {100 * one.saved:.1f} % saved"
         title = f"{curve.name}: {what}, loss {one.increase:+.3g}{span(one.interval)}"
+        before = points[-1] if points else None
+        if one.increase > top and before is not None and before.value is not None:
+            reach = (top - before.value) / (one.increase - before.value)
+            x = before.x + reach * (one.saved / widest - before.x)
+            # A little beyond the edge, so that an arrow stands there and no dot.
+            points.append(Point(x, 1.001 * top, None, None, title))
+            break
         points.append(Point(one.saved / widest, one.increase, low, high, title))
     names = {RANDOM: "blocks dropped at random", INFLUENCE: "blocks dropped by influence"}
     return Series(names.get(curve.name, curve.name), tuple(points), colour, look)

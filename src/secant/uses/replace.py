@@ -44,9 +44,10 @@ from secant.uses.replace_curves import (
 )
 from secant.uses.replace_files import loaded_onto, written
 from secant.uses.replace_fit import Fitted
+from secant.uses.replace_heal import healed
 from secant.uses.replace_parts import Map, installed, standing
 from secant.uses.replace_runs import Forms, Runner
-from secant.uses.replace_scores import Losses, Scorer
+from secant.uses.replace_scores import Losses, Scorer, increase, increase_interval
 from secant.uses.replace_search import Search, Step, shortlist
 from secant.uses.replace_sites import candidate_sites, watched
 from secant.uses.scores import task_of
@@ -105,6 +106,20 @@ class Met:
 
 
 @dataclass(frozen=True)
+class Healing:
+    """What a short training of the stand-ins did to the loss of the largest budget's set.
+
+    Rises of the loss on the scoring units; it is kept if it lowered the loss on the choosing ones.
+    """
+
+    steps: int
+    is_kept: bool
+    before: float
+    increase: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Replacement:
     """What `replace` chose, what that costs and saves, and how dropping blocks otherwise does.
 
@@ -126,6 +141,7 @@ class Replacement:
     seed: int
     versions: dict[str, str]
     seconds: float
+    healing: Healing | None = None
     stands: list[dict[str, Any]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     schema: int = SCHEMA
@@ -137,6 +153,7 @@ class Replacement:
         shown.pop("module")
         for name in ("budgets", "curves"):
             shown[name] = [asdict(one) for one in shown[name]]
+        shown["healing"] = None if self.healing is None else asdict(self.healing)
         return plain(shown)  # type: ignore[no-any-return]
 
     def save(self, out: Path, page: str) -> None:
@@ -169,6 +186,7 @@ def replace(
     batch_size: int = 32,
     most: int = 48,
     draws: int = 8,
+    heal: int = 0,
     seed: int = 0,
     progress: Progress = lambda label, done, total: None,
     out: Path | None = None,
@@ -193,6 +211,8 @@ def replace(
         sites: candidates, as globs; they then are what is dropped at random, too.
         most: candidates that are tried, each alone, before the choice.
         draws: orders in which blocks are dropped at random.
+        heal: steps of training of the stand-ins of the largest budget alone, towards the model's
+            own outputs on the units fitted on; kept if that lowers the loss on the choosing units.
         out: folder for the model of the largest budget, as `model.safetensors` and `model.pt2`
             (for `torch.export.load`). See `Replacement.load` for the first.
 
@@ -232,7 +252,7 @@ def replace(
         met = [run.met(one, steps, ours, controls, seed) for one in wanted]
         last = _last(steps, wanted[-1])
         assert last is not None, "the search keeps within the largest budget"
-        chosen = steps[last].forms
+        healing, chosen = run.healed(steps[last].forms, search, heal, task is not None, seed)
         result = Replacement(
             loaded.name, units.name, {name: _count(batches) for name, batches in sets.items()},
             "squared change of the outputs" if task is None else task.kind,
@@ -241,7 +261,7 @@ def replace(
             [one.curve for one in (ours, *(each for many in controls.values() for each in many))],
             {site: number(fit.beyond) for site, fit in found.fits.items()}, found.left,
             [*feed.notes, *_notes(found.fits, _count(sets["score"]), why, task is None, met)],
-            seed, versions(), time.perf_counter() - started,
+            seed, versions(), time.perf_counter() - started, healing,
             stands=[_stand(runner, site, form) for site, form in chosen.items()],
             module=installed(loaded.model, runner.stands_for(chosen)),
         )  # fmt: skip
@@ -365,6 +385,25 @@ class _Run:
             budget, chosen, point.saved, point.increase, point.interval, before, after, against,
             note,
         )  # fmt: skip
+
+    def healed(
+        self, forms: Forms, search: Search, steps: int, is_classes: bool, seed: int
+    ) -> tuple[Healing | None, Forms]:
+        """The forms after training, if that is wanted and lowers the loss on the choosing units."""
+        if not steps:
+            return None, forms
+        trained = healed(
+            self.runner, forms, search.batches, steps, is_classes=is_classes, seed=seed,
+            tell=lambda done, total: self.progress("healed", done, total),
+        )  # fmt: skip
+        was, now = (search.scorer.losses(one).mean for one in (forms, trained))
+        before, after = (self.scorer.losses(one) for one in (forms, trained))
+        is_kept = now < was
+        told = Healing(
+            steps, is_kept, increase(before, self.before), increase(after, self.before),
+            increase_interval(after, self.before),
+        )  # fmt: skip
+        return told, trained if is_kept else forms
 
     def _sizes(self, forms: Forms) -> dict[str, float]:
         model = self.runner.model
