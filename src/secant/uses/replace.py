@@ -48,7 +48,7 @@ from secant.uses.replace_heal import healed
 from secant.uses.replace_parts import Map, installed, standing
 from secant.uses.replace_runs import Forms, Runner
 from secant.uses.replace_scores import Losses, Scorer, increase, increase_interval
-from secant.uses.replace_search import Search, Step, shortlist
+from secant.uses.replace_search import Search, Step, ranked
 from secant.uses.replace_sites import candidate_sites, watched
 from secant.uses.scores import task_of
 
@@ -209,7 +209,8 @@ def replace(
         model, data, loading, column, rows: as in `survey`.
         budgets: how far the loss may rise, each in the loss's own unit.
         sites: candidates, as globs; they then are what is dropped at random, too.
-        most: candidates that are tried, each alone, before the choice.
+        most: candidates that are tried, each alone, before the choice; as many again each time that
+            the budget outlasts them.
         draws: orders in which blocks are dropped at random.
         heal: steps of training of the stand-ins of the largest budget alone, towards the model's
             own outputs on the units fitted on; kept if that lowers the loss on the choosing units.
@@ -245,7 +246,7 @@ def replace(
         search = Search(
             runner, Scorer(runner, task, sets["choose"]), sets["fit"], costs, wanted[-1], progress
         )
-        steps = search.steps(shortlist(found.fits, runner.places, blocks, costs, most))
+        steps = search.steps(ranked(found.fits, runner.places, blocks, costs), found.fits, most)
         run = _Run(runner, Scorer(runner, task, sets["score"]), costs, found.fits, progress)
         ours = run.ours(steps)
         controls = run.controls(blocks, wanted[-1], draws, seed)

@@ -1,6 +1,6 @@
 """Which blocks to replace, by what: greedy, by operations saved for each unit of loss.
 
-Holds: ``Candidate``, ``Step``, ``Search``, ``shortlist``.
+Holds: ``Candidate``, ``Step``, ``Search``, ``ranked``.
 May import: torch, ``secant.engine``, ``secant.errors``, ``secant.uses``.
 """
 
@@ -23,6 +23,7 @@ Progress = Callable[[str, int, int], None]
 
 LOOKS = 3
 """Candidates that are looked at anew before a step is taken."""
+KINDS_OF_SITE = 2
 FLOOR = 0.01
 """Losses that differ by less than this part of the largest budget count as the same."""
 
@@ -34,7 +35,6 @@ class Candidate:
     site: str
     kind: str
     rank: int | None
-    form: Map
     saved: float
     left: float
 
@@ -48,39 +48,34 @@ class Step:
     increase: float
 
 
-def shortlist(
-    fits: Mapping[str, Fitted], places: Mapping[str, Place], blocks: Sequence[str], costs: Costs,
-    most: int,
-) -> list[Candidate]:  # fmt: skip
-    """The `most` candidates that save most for what their fit leaves over.
+def ranked(
+    fits: Mapping[str, Fitted], places: Mapping[str, Place], blocks: Sequence[str], costs: Costs
+) -> list[Candidate]:
+    """All candidates, first those that save most for what their fit leaves over.
 
     What a map leaves over is counted in the variance of its whole block's output: a sub-block that
-    adds little to the stream may be fitted badly. A map is left out where another of its site saves
-    as much and leaves less.
+    adds little to the stream may be fitted badly. Of each site the best `KINDS_OF_SITE` stay, and
+    none where another saves as much and leaves less.
     """
-    bases = Eigenbases()
     found = []
     for site, fit in fits.items():
         around = fits.get(blocks[places[site].block], fit)
-        whole = max(around.total, fit.total if around is fit else 0.0) / around.rows
+        whole = around.total / around.rows
         options = []
         for name, error in fit.errors.items():
             kind, _, rank = name.partition(" ")
-            form = Map(kind, fit.is_added, width=places[site].widths[1])
             products = _products(kind, int(rank or 0), places[site].widths)
             saved = costs.sites[site] - 2 * costs.rows[site] * products
             left = max(error, 0.0) / fit.rows / whole if whole > 0 else 0.0
             if saved > 0:
-                options.append(
-                    Candidate(site, kind, int(rank) if rank else None, form, saved, left)
-                )
-        found += [one for one in options if not any(_beats(other, one) for other in options)]
-    found.sort(key=lambda one: -one.saved / max(one.left, 1e-6))
-    chosen = []
-    for one in found[:most]:
-        form = fits[one.site].map(one.kind, one.rank, bases)
-        chosen.append(Candidate(one.site, one.kind, one.rank, form, one.saved, one.left))
-    return chosen
+                options.append(Candidate(site, kind, int(rank) if rank else None, saved, left))
+        useful = [one for one in options if not any(_beats(other, one) for other in options)]
+        found += sorted(useful, key=_promise)[:KINDS_OF_SITE]
+    return sorted(found, key=_promise)
+
+
+def _promise(one: Candidate) -> float:
+    return -one.saved / max(one.left, 1e-6)
 
 
 def _products(kind: str, rank: int, widths: tuple[int, int]) -> int:
@@ -111,92 +106,116 @@ class Search:
         self.before: Losses = scorer.remember({})
         self.forms: dict[str, Map] = {}
         self.now = 0.0
-        self.least: tuple[float, Candidate] | None = None
+        self.least: tuple[float, Candidate, Map] | None = None
+        self.candidates: list[Candidate] = []
+        self.maps: list[Map] = []
+        self.rises: dict[int, float] = {}
+        self.fresh: set[int] = set()
 
-    def steps(self, candidates: Sequence[Candidate]) -> list[Step]:
+    def steps(
+        self, candidates: Sequence[Candidate], fits: Mapping[str, Fitted], most: int
+    ) -> list[Step]:
         """All steps until no candidate stays within the budget.
 
-        Raises: `InputError` if not even one candidate does, with the least rise found.
+        The first `most` are looked at, each alone; where the budget outlasts them, as many again,
+        on the network as it then is, until such a round adds nothing.
+
+        Raises: `InputError` if not even one candidate keeps the budget, with the least rise found.
         """
-        rises: dict[int, float] = {}
-        for number, one in enumerate(candidates):
-            rises[number] = self._rise(one)
-            self.progress("each alone", number + 1, len(candidates))
+        found: list[Step] = []
+        bases = Eigenbases()
+        while True:
+            before = len(found)
+            more = list(candidates[len(self.candidates) :][:most])
+            self.candidates += more
+            for number, one in enumerate(more):
+                self.maps.append(fits[one.site].map(one.kind, one.rank, bases))
+                place = len(self.maps) - 1
+                if self._gain(place) > 0:
+                    self.rises[place] = self._rise(place)
+                    self.fresh.add(place)
+                self.progress("each alone", number + 1, len(more))
+            found += self._spent()
+            if len(found) == before or len(self.candidates) == len(candidates):
+                return self._checked(found)
+
+    def _spent(self) -> list[Step]:
+        """Steps with the candidates at hand."""
+        found: list[Step] = []
+        while (chosen := self._next()) is not None:
+            step = self._taken(chosen)
+            if step is None:
+                del self.rises[chosen]
+                continue
+            self.fresh.clear()
+            found.append(step)
+            self.progress("loss spent, of the budget", round(1000 * max(step.increase, 0)),
+                          round(1000 * self.budget))  # fmt: skip
+        return found
+
+    def _checked(self, found: list[Step]) -> list[Step]:
         if self.least is None:
             raise InputError(
                 "replace: nothing can be replaced here: no block has a map that costs less than it "
                 "does. Name larger parts with --site."
             )
-        found: list[Step] = []
-        while True:
-            chosen = self._next(candidates, rises)
-            if chosen is None:
-                return self._checked(found)
-            one = candidates[chosen]
-            step = self._taken(one)
-            if step is None:
-                del rises[chosen]
-                continue
-            found.append(step)
-            self.progress("loss spent, of the budget", round(1000 * max(step.increase, 0)),
-                          round(1000 * self.budget))  # fmt: skip
-
-    def _checked(self, found: list[Step]) -> list[Step]:
         if not found:
-            assert self.least is not None
-            rise, one = self.least
+            rise, one, form = self.least
             raise InputError(
                 f"replace: no block can be replaced within a budget of {self.budget:g}. The least "
-                f"rise of the loss found is {rise:.3g}, {one.site!r} {one.form.label}. Give a "
+                f"rise of the loss found is {rise:.3g}, {one.site!r} {form.label}. Give a "
                 f"--budget of {1.2 * rise:.2g} or more, name other sites with --site, or more rows "
                 "to fit on."
             )
         return found
 
-    def _gain(self, one: Candidate) -> float:
+    def _gain(self, number: int) -> float:
         """Operations saved beyond what is saved already; 0 where the site is gone."""
+        one = self.candidates[number]
         if any(within(one.site, other) for other in self.forms):
             return 0.0
         inner = [other for other in self.forms if within(other, one.site)]
         return one.saved - sum(self.costs.saved(other, self.forms[other]) for other in inner)
 
-    def _rise(self, one: Candidate) -> float:
+    def _with(self, number: int) -> dict[str, Map]:
+        site = self.candidates[number].site
+        return {**without(self.forms, site), site: self.maps[number]}
+
+    def _block(self, number: int) -> int:
+        return self.runner.places[self.candidates[number].site].block
+
+    def _rise(self, number: int) -> float:
         """The loss above what it is now, with this candidate too."""
-        forms = {**without(self.forms, one.site), one.site: one.form}
-        start = self.runner.places[one.site].block
-        total = increase(self.scorer.losses(forms, start=start), self.before)
+        losses = self.scorer.losses(self._with(number), start=self._block(number))
+        total = increase(losses, self.before)
         if not self.forms and (self.least is None or total < self.least[0]):
-            self.least = total, one
+            self.least = total, self.candidates[number], self.maps[number]
         return total - self.now
 
-    def _next(self, candidates: Sequence[Candidate], rises: dict[int, float]) -> int | None:
-        """The best candidate by looks no older than this step, or None if none is affordable."""
-        fresh: set[int] = set() if self.forms else set(rises)
+    def _next(self) -> int | None:
+        """The best candidate by looks no older than the last step; None if none is affordable."""
         floor = FLOOR * self.budget
 
-        def worth(number: int) -> float:
-            return self._gain(candidates[number]) / max(rises[number], floor)
+        def worth(number: int) -> tuple[float, int]:
+            return self._gain(number) / max(self.rises[number], floor), -number
 
         while True:
             open_ = [
-                number for number, rise in rises.items()
-                if self._gain(candidates[number]) > 0 and self.now + rise <= self.budget
+                number for number, rise in self.rises.items()
+                if self._gain(number) > 0 and self.now + rise <= self.budget
             ]  # fmt: skip
             if not open_:
                 return None
-            best = max(open_, key=lambda number: (worth(number), -number))
-            if best in fresh:
-                return best
-            seen = [number for number in open_ if number in fresh]
-            if len(seen) >= LOOKS:
-                return max(seen, key=lambda number: (worth(number), -number))
-            rises[best] = self._rise(candidates[best])
-            fresh.add(best)
+            best = max(open_, key=worth)
+            seen = [number for number in open_ if number in self.fresh]
+            if best in self.fresh or len(seen) >= LOOKS:
+                return max(seen, key=worth)
+            self.rises[best] = self._rise(best)
+            self.fresh.add(best)
 
-    def _taken(self, one: Candidate) -> Step | None:
+    def _taken(self, number: int) -> Step | None:
         """Put the candidate in, fit anew, and keep the better; None if the budget forbids it."""
-        forms: dict[str, Map] = {**without(self.forms, one.site), one.site: one.form}
-        block = self.runner.places[one.site].block
+        forms, block = self._with(number), self._block(number)
         total = increase(self.scorer.losses(forms, start=block), self.before)
         if self.forms:
             tell = lambda done, of: self.progress("fitted anew", done, of)  # noqa: E731
@@ -208,4 +227,4 @@ class Search:
             return None
         self.forms = forms
         self.now = increase(self.scorer.remember(forms), self.before)
-        return Step(one.site, dict(forms), self.now)
+        return Step(self.candidates[number].site, dict(forms), self.now)
