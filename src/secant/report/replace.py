@@ -19,7 +19,7 @@ MOST_NAMED = 40
 INFLUENCE, RANDOM = "block influence", "random"
 CAPTION = (
     "saved: share of the matrix products of a forward; loss: how far it rose on the scoring units; "
-    "time: of a batch, after over before; more than ...: share of the products that the curve "
+    "time: of a batch, after over before; over ...: share of the products that the curve "
     "saves within the budget, less what dropping whole blocks saves; [...]: 95 % intervals"
 )
 
@@ -75,8 +75,8 @@ def budget_rows(found: Replacement) -> list[tuple[str, ...]]:
 
 
 HEADS = (
-    "budget", "replaced", "saved", "parameters", "loss", "time", "more than random",
-    "more than block influence",
+    "budget", "replaced", "saved", "parameters", "loss", "time", "over random",
+    "over influence",
 )  # fmt: skip
 
 

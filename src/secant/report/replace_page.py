@@ -108,7 +108,7 @@ def _budgets(found: Replacement) -> str:
         '<section class="card"><h2>What each budget buys</h2><div class="box" tabindex="0"><table>'
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
         '<p class="words">The set of a budget was chosen on other units, so its loss here may '
-        "lie a little above it. More than random, or than block influence: how many more percent "
+        "lie a little above it. Over random, over (block) influence: how many more percent "
         "points of the products the curve saves at points within the budget than that control "
         "does; the interval is a bootstrap over scored units, the same for both, with sets, maps "
         "and draws held as they are. Above 0: replacing gives more than dropping.</p></section>"

@@ -244,20 +244,22 @@ def replace(
         runner.find_chain()
         costs = costs_of(runner, list(found.fits))
         search = Search(
-            runner, Scorer(runner, task, sets["choose"]), sets["fit"], costs, wanted[-1], progress
+            runner, Scorer(runner, task, sets["choose"]), sets["fit"], costs, wanted, progress
         )
         steps = search.steps(ranked(found.fits, runner.places, blocks, costs), found.fits, most)
         run = _Run(runner, Scorer(runner, task, sets["score"]), costs, found.fits, progress)
         ours = run.ours(steps)
         controls = run.controls(blocks, wanted[-1], draws, seed)
-        met = [run.met(one, steps, ours, controls, seed) for one in wanted]
+        assert search.least is not None
+        least = search.least[0]
+        met = [run.met(one, steps, least, ours, controls, seed) for one in wanted]
         last = _last(steps, wanted[-1])
         assert last is not None, "the search keeps within the largest budget"
         healing, chosen = run.healed(steps[last].forms, search, heal, task is not None, seed)
         result = Replacement(
             loaded.name, units.name, {name: _count(batches) for name, batches in sets.items()},
             "squared change of the outputs" if task is None else task.kind,
-            "of the outputs' variance" if task is None else task.unit,
+            "shares of the outputs' variance" if task is None else task.unit,
             0.0 if task is None else run.before.mean, met,
             [one.curve for one in (ours, *(each for many in controls.values() for each in many))],
             {site: number(fit.beyond) for site, fit in found.fits.items()}, found.left,
@@ -359,7 +361,7 @@ class _Run:
         return found
 
     def met(
-        self, budget: float, steps: Sequence[Step], ours: Trail,
+        self, budget: float, steps: Sequence[Step], least: float, ours: Trail,
         controls: Mapping[str, Sequence[Trail]], seed: int,
     ) -> Met:  # fmt: skip
         """What one budget's choice comes to."""
@@ -367,7 +369,6 @@ class _Run:
         against = differences(ours, controls, self.before.counts, budget, seed)
         sizes = self._sizes({})
         if last is None:
-            least = min(step.increase for step in steps)
             note = f"No choice stays within it: the least rise is {least:.3g}, on choosing units."
             return Met(budget, [], 0.0, 0.0, None, sizes, sizes, against, note)
         forms, point = steps[last].forms, ours.curve.points[last + 1]

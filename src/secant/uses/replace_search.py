@@ -6,6 +6,7 @@ May import: torch, ``secant.engine``, ``secant.errors``, ``secant.uses``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -98,11 +99,12 @@ class Search:
     """
 
     def __init__(
-        self, runner: Runner, scorer: Scorer, batches: Sequence[Batch], costs: Costs, budget: float,
-        progress: Progress,
+        self, runner: Runner, scorer: Scorer, batches: Sequence[Batch], costs: Costs,
+        budgets: Sequence[float], progress: Progress,
     ) -> None:  # fmt: skip
         self.runner, self.scorer, self.batches = runner, scorer, batches
-        self.costs, self.budget, self.progress = costs, budget, progress
+        self.costs, self.budgets, self.progress = costs, budgets, progress
+        self.budget = budgets[0]
         self.before: Losses = scorer.remember({})
         self.forms: dict[str, Map] = {}
         self.now = 0.0
@@ -111,14 +113,21 @@ class Search:
         self.maps: list[Map] = []
         self.rises: dict[int, float] = {}
         self.fresh: set[int] = set()
+        self.refused: set[int] = set()
+        if not math.isfinite(self.before.mean):
+            raise InputError(
+                "replace: the model's own loss on this data is not a finite number, so that no rise "
+                "of it can be told. Look for NaN in the data, or give a wider --dtype."
+            )
 
     def steps(
         self, candidates: Sequence[Candidate], fits: Mapping[str, Fitted], most: int
     ) -> list[Step]:
-        """All steps until no candidate stays within the budget.
+        """All steps until no candidate stays within the largest budget.
 
-        The first `most` are looked at, each alone; where the budget outlasts them, as many again,
-        on the network as it then is, until such a round adds nothing.
+        The budgets are spent one after the other, so that the sets of all are beginnings of one
+        sequence. The first `most` candidates are looked at, each alone; where the largest budget
+        outlasts them, as many again, on the network as it then is, until a round adds nothing.
 
         Raises: `InputError` if not even one candidate keeps the budget, with the least rise found.
         """
@@ -135,7 +144,10 @@ class Search:
                     self.rises[place] = self._rise(place)
                     self.fresh.add(place)
                 self.progress("each alone", number + 1, len(more))
-            found += self._spent()
+            for budget in self.budgets:
+                self.budget = budget
+                self.refused.clear()
+                found += self._spent()
             if len(found) == before or len(self.candidates) == len(candidates):
                 return self._checked(found)
 
@@ -145,9 +157,9 @@ class Search:
         while (chosen := self._next()) is not None:
             step = self._taken(chosen)
             if step is None:
-                del self.rises[chosen]
                 continue
             self.fresh.clear()
+            self.refused.clear()
             found.append(step)
             self.progress("loss spent, of the budget", round(1000 * max(step.increase, 0)),
                           round(1000 * self.budget))  # fmt: skip
@@ -188,13 +200,14 @@ class Search:
         """The loss above what it is now, with this candidate too."""
         losses = self.scorer.losses(self._with(number), start=self._block(number))
         total = increase(losses, self.before)
-        if not self.forms and (self.least is None or total < self.least[0]):
+        is_least = self.least is None or total < self.least[0]
+        if not self.forms and math.isfinite(total) and is_least:
             self.least = total, self.candidates[number], self.maps[number]
         return total - self.now
 
     def _next(self) -> int | None:
         """The best candidate by looks no older than the last step; None if none is affordable."""
-        floor = FLOOR * self.budget
+        floor = FLOOR * self.budgets[-1]
 
         def worth(number: int) -> tuple[float, int]:
             return self._gain(number) / max(self.rises[number], floor), -number
@@ -202,7 +215,9 @@ class Search:
         while True:
             open_ = [
                 number for number, rise in self.rises.items()
-                if self._gain(number) > 0 and self.now + rise <= self.budget
+                if number not in self.refused
+                and self._gain(number) > 0
+                and self.now + rise <= self.budget
             ]  # fmt: skip
             if not open_:
                 return None
@@ -224,6 +239,8 @@ class Search:
             if better < total:
                 forms, total = again, better
         if not total <= self.budget:
+            self.rises[number] = total - self.now
+            self.refused.add(number)
             return None
         self.forms = forms
         self.now = increase(self.scorer.remember(forms), self.before)
