@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from secant.uses.merge import merge as merge
     from secant.uses.merge import merge_file as merge_file
     from secant.uses.paths import compare as compare
-    from secant.uses.replace import Replacement as Replacement
     from secant.uses.replace import replace as replace
+    from secant.uses.replace_result import Replacement as Replacement
     from secant.uses.separable import Separability as Separability
     from secant.uses.separable import separable as separable
     from secant.uses.survey import survey as survey
@@ -54,7 +54,7 @@ _HOME = {
     "LoadOptions": "secant.load.options",
     "Merge": "secant.uses.merge",
     "Reading": "secant.readings",
-    "Replacement": "secant.uses.replace",
+    "Replacement": "secant.uses.replace_result",
     "Report": "secant.readings",
     "SecantError": "secant.errors",
     "Separability": "secant.uses.separable",

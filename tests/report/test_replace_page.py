@@ -18,8 +18,8 @@ from secant.cli import main
 from secant.report import charts
 from secant.report.replace import render_replace, replace_words, verdict
 from secant.report.replace_page import render_replace_page
-from secant.uses.replace import Chosen, Healing, Met, Replacement
 from secant.uses.replace_curves import Curve, Point
+from secant.uses.replace_result import Chosen, Healing, Met, Replacement
 
 
 def against(value, low):

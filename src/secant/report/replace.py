@@ -1,7 +1,7 @@
 """A replacement as terminal tables.
 
 Holds: ``render_replace``, and in words ``replace_words``; ``budget_rows``, ``count``, ``against``.
-May import: rich, ``secant.uses.replace``.
+May import: rich, ``secant.uses.replace_result``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from secant.uses.replace import Met, Replacement
+from secant.uses.replace_result import Met, Replacement
 
 MOST_NAMED = 40
 INFLUENCE, RANDOM = "block influence", "random"

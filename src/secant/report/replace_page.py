@@ -1,7 +1,7 @@
 """A replacement as a page: loss against operations saved, beside blocks dropped otherwise.
 
 Holds: ``render_replace_page``.
-May import: the standard library, ``secant.report``, ``secant.uses.replace``.
+May import: the standard library, ``secant.report``, ``secant.uses.replace_result``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from secant.report.replace import (
     span,
 )
 from secant.report.style import CHART_CSS, PAGE_CSS
-from secant.uses.replace import Met, Replacement
 from secant.uses.replace_curves import Curve
+from secant.uses.replace_result import Met, Replacement
 
 ABOVE = 1.6
 """The drawn range ends at so many times the largest budget."""

@@ -1,23 +1,21 @@
 """Replace: blocks that are nearly affine become their affine map, or go, within a loss budget.
 
-Holds: ``replace`` and its result ``Replacement``, with ``Chosen`` and ``Met``.
-May import: torch, safetensors, ``secant.engine``, ``secant.errors``, ``secant.gauges``,
+Holds: ``replace``.
+May import: torch, ``secant.engine``, ``secant.errors``, ``secant.gauges``,
 ``secant.load``, ``secant.maps``, ``secant.readings``, ``secant.surveys``, ``secant.uses``.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from secant.engine.plan import Batch
@@ -29,12 +27,11 @@ from secant.load.models import Loaded, load_model
 from secant.load.options import DEFAULTS, LoadOptions
 from secant.maps.calls import first_tensor
 from secant.maps.sites import find_sites
-from secant.readings import SCHEMA, number, plain, writable, write
+from secant.readings import number, writable
 from secant.surveys import versions
 from secant.uses.replace_costs import Costs, costs_of
 from secant.uses.replace_curves import (
     BEYOND,
-    Curve,
     Trail,
     differences,
     dropped,
@@ -42,10 +39,11 @@ from secant.uses.replace_curves import (
     random_orders,
     trail,
 )
-from secant.uses.replace_files import loaded_onto, written
+from secant.uses.replace_files import written
 from secant.uses.replace_fit import Fitted
 from secant.uses.replace_heal import healed
 from secant.uses.replace_parts import Map, installed, standing
+from secant.uses.replace_result import Chosen, Healing, Met, Replacement
 from secant.uses.replace_runs import Forms, Runner
 from secant.uses.replace_scores import Losses, Scorer, increase, increase_interval
 from secant.uses.replace_search import Search, Step, ranked
@@ -62,116 +60,6 @@ FEWEST = 3
 ROWS_PER_DIMENSION = 10
 REPEATS = 7
 INFLUENCE, RANDOM = "block influence", "random"
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """One site and what stands in for it; `added` says that x is added to what it gives.
-
-    `explained` is the share of the site's variance that its affine map explains, held out.
-    """
-
-    site: str
-    kind: str
-    rank: int | None
-    added: bool
-    widths: tuple[int, int]
-    saved: float
-    explained: float | None
-
-    @property
-    def label(self) -> str:
-        """In words."""
-        return Map(self.kind, self.added, (torch.zeros(1, self.rank or 1),)).label
-
-
-@dataclass(frozen=True)
-class Met:
-    """What was reached within one budget, all of it on the scoring units.
-
-    `saved` and `flops` count matrix products of a unit; `seconds` are medians of a batch, the two
-    models in turn. `against` has, for this budget, the share of operations saved by the curve, and
-    for each control that share and ours less it, with intervals over units.
-    """
-
-    budget: float
-    chosen: list[Chosen]
-    saved: float
-    increase: float
-    interval: tuple[float, float] | None
-    before: dict[str, float]
-    after: dict[str, float]
-    against: dict[str, dict[str, Any]]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Healing:
-    """What a short training of the stand-ins did to the loss of the largest budget's set.
-
-    Rises of the loss on the scoring units; it is kept if it lowered the loss on the choosing ones.
-    """
-
-    steps: int
-    is_kept: bool
-    before: float
-    increase: float
-    interval: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """What `replace` chose, what that costs and saves, and how dropping blocks otherwise does.
-
-    `module` is the model with the set of the largest budget, not saved in the JSON; `units` how
-    many were fitted, chosen and scored on; `loss` the model's own on the scoring units.
-    """
-
-    model: str
-    data: str
-    units: dict[str, int]
-    what: str
-    unit: str
-    loss: float
-    budgets: list[Met]
-    curves: list[Curve]
-    explained: dict[str, float | None]
-    left: dict[str, str]
-    notes: list[str]
-    seed: int
-    versions: dict[str, str]
-    seconds: float
-    healing: Healing | None = None
-    stands: list[dict[str, Any]] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-    schema: int = SCHEMA
-    module: nn.Module | None = field(default=None, repr=False, compare=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data; numbers that do not exist are None."""
-        shown = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        shown.pop("module")
-        for name in ("budgets", "curves"):
-            shown[name] = [asdict(one) for one in shown[name]]
-        shown["healing"] = None if self.healing is None else asdict(self.healing)
-        return plain(shown)  # type: ignore[no-any-return]
-
-    def save(self, out: Path, page: str) -> None:
-        """Write `replace.json` and the page `replace.html`, each whole or not at all.
-
-        Raises: `InputError` if the folder cannot be written.
-        """
-        with writable(out):
-            write(out / "replace.json", json.dumps(self.as_dict(), indent=1, allow_nan=False))
-            write(out / "replace.html", page)
-
-    @staticmethod
-    def load(folder: Path | str, model: nn.Module) -> nn.Module:
-        """A copy of the model that was replaced in, with what `folder` holds in place.
-
-        Raises: `LoadError` if the folder holds no replacement, or one of another model.
-        """
-        return loaded_onto(Path(folder), model)
 
 
 def replace(

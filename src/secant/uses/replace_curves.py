@@ -1,7 +1,7 @@
 """Loss against operations saved, of the chosen set and of blocks dropped otherwise.
 
-Holds: ``Point``, ``Curve``, ``Trail``, ``trail``, ``drop_order``, ``random_orders``, ``dropped``,
-``differences``.
+Holds: ``Point``, ``Curve``, ``Trail``, ``trail``, ``dropped``, ``influence_order``,
+``random_orders``, ``most_saved``, ``differences``.
 May import: torch, numpy, ``secant.uses``.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secant.uses.replace_costs import Costs
+from secant.uses.replace_costs import Costs, without
 from secant.uses.replace_fit import Fitted
-from secant.uses.replace_parts import DROP, Map
+from secant.uses.replace_parts import DROP, Map, within
 from secant.uses.replace_runs import Forms
 from secant.uses.replace_scores import Losses, Scorer, increase, increase_interval
 
@@ -87,11 +87,13 @@ def trail(
 
 
 def dropped(fits: Mapping[str, Fitted], order: Sequence[str]) -> list[dict[str, Map]]:
-    """The first of the order dropped, the first two, and so on."""
-    return [
-        {site: fits[site].map(DROP) for site in order[:count]}
-        for count in range(1, len(order) + 1)
-    ]  # fmt: skip
+    """The first of the order dropped, the first two, and so on; what lies in one goes with it."""
+    stages: list[dict[str, Map]] = []
+    for site in order:
+        forms = stages[-1] if stages else {}
+        if not any(within(site, other) for other in forms):
+            stages.append({**without(forms, site), site: fits[site].map(DROP)})
+    return stages
 
 
 def influence_order(fits: Mapping[str, Fitted], blocks: Sequence[str]) -> list[str]:

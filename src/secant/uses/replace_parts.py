@@ -1,8 +1,9 @@
 """What takes the place of a block: an affine map that is called, and answers, as the block was.
 
 Holds: ``Map``, what is put in place; ``Place``, where and how it is called; ``Affine``, ``Held``,
-``StandIn``, the modules; ``stand_in``, ``standing``, a context; ``installed``; ``load_weights``.
-May import: torch, safetensors, ``secant.errors``, ``secant.maps``.
+``StandIn``, the modules; ``label_of``, ``place_of``, ``stand_in``, ``parent_of``, ``empty_map``;
+``standing``, a context; ``installed``; ``within``.
+May import: torch, ``secant.errors``, ``secant.maps``.
 """
 
 from __future__ import annotations
@@ -46,15 +47,20 @@ class Map:
     @property
     def label(self) -> str:
         """In words."""
-        if self.kind == DROP:
-            return "dropped (identity)" if self.is_added else "dropped (zero)"
-        return {SHIFT: "dropped but for a shift", RANK: f"rank {self.rank}"}.get(
-            self.kind, "affine"
-        )
+        return label_of(self.kind, self.rank, self.is_added)
 
     def products(self) -> int:
         """Multiplications a row."""
         return sum(one.numel() for one in self.factors)
+
+
+def label_of(kind: str, rank: int | None, is_added: bool) -> str:
+    """A map in words."""
+    if kind == DROP:
+        return "dropped (identity)" if is_added else "dropped (zero)"
+    if kind == RANK:
+        return f"rank {rank}"
+    return "dropped but for a shift" if kind == SHIFT else "affine"
 
 
 @dataclass(frozen=True)

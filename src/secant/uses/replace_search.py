@@ -116,8 +116,8 @@ class Search:
         self.refused: set[int] = set()
         if not math.isfinite(self.before.mean):
             raise InputError(
-                "replace: the model's own loss on this data is not a finite number, so that no rise "
-                "of it can be told. Look for NaN in the data, or give a wider --dtype."
+                "replace: the model's own loss on this data is not a finite number, so no rise of "
+                "it can be told. Look for NaN in the data, or give a wider --dtype."
             )
 
     def steps(
@@ -162,7 +162,7 @@ class Search:
             self.refused.clear()
             found.append(step)
             self.progress("loss spent, of the budget", round(1000 * max(step.increase, 0)),
-                          round(1000 * self.budget))  # fmt: skip
+                          round(1000 * self.budgets[-1]))  # fmt: skip
         return found
 
     def _checked(self, found: list[Step]) -> list[Step]:

@@ -6,7 +6,7 @@ May import: torch, ``secant.engine``, ``secant.errors``, ``secant.maps``, ``seca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from secant.errors import InputError
 from secant.maps.calls import first_tensor
 from secant.maps.features import rows
 from secant.uses.replace_fit import FOLDS, Fitted, SiteFit, fitted, ranks_for
-from secant.uses.replace_parts import DROP, Map, place_of, within
+from secant.uses.replace_parts import AFFINE, DROP, Map, place_of, within
 from secant.uses.replace_runs import Forms, Runner
 
 Tell = Callable[[int, int], None]
@@ -155,9 +155,4 @@ def refitted(
 
 def _is_added(form: Map, widths: tuple[int, int]) -> bool | None:
     """Of a whole map it is no longer to be seen whether x was added; the sums tell again."""
-    return None if form.kind == "affine" and widths[0] == widths[1] else form.is_added
-
-
-def overlap(forms: Mapping[str, Map], site: str) -> list[str]:
-    """The sites of `forms` that lie in `site`."""
-    return [other for other in forms if within(other, site)]
+    return None if form.kind == AFFINE and widths[0] == widths[1] else form.is_added
