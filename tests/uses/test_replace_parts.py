@@ -4,6 +4,8 @@ Holds: tests of ``secant.uses.replace_*``.
 May import: pytest, torch, transformers, ``secant``.
 """
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -14,10 +16,11 @@ from secant.engine.plan import Batch
 from secant.load.data import Units
 from secant.load.feed import Feed
 from secant.load.models import load_model
+from secant.maps.calls import first_tensor, intercept
 from secant.uses.replace_costs import costs_of, measured_flops
 from secant.uses.replace_curves import Curve, Point, Trail, differences, dropped, influence_order
 from secant.uses.replace_heal import healed
-from secant.uses.replace_parts import Map, Place, stand_in, standing
+from secant.uses.replace_parts import Map, Place, place_of, stand_in, standing
 from secant.uses.replace_runs import Runner
 from secant.uses.replace_scores import Losses, Scorer, increase, increase_interval
 from secant.uses.replace_sites import candidate_sites, refitted, watched
@@ -238,3 +241,33 @@ def test_what_lies_in_a_dropped_block_goes_with_it():
     fits = dict.fromkeys(("a", "a.b", "a.c", "d"), found.fits["blocks.0"])
     stages = dropped(fits, ["a.b", "a", "a.c", "d"])
     assert [list(one) for one in stages] == [["a.b"], ["a"], ["a", "d"]]
+
+
+@pytest.mark.parametrize("site", ["model.layers.0", "model.layers.0.self_attn"])
+def test_a_decoder_whose_first_attention_is_gone_reads_its_cache(site):
+    """Token by token with the cache against the whole text without; the cache counts its tokens,
+    and so the positions, by the first layer."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=40, num_hidden_layers=3,
+        num_attention_heads=2, num_key_value_heads=1, initializer_range=0.5, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.randint(1, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+    found = {}
+
+    def keep(name, _, args, kwargs, output):
+        x = first_tensor(args if args else kwargs, name, "input")
+        found[name] = place_of(model, name, 0, x, output)
+
+    with torch.no_grad(), intercept(model, [site], keep):
+        model(ids)
+    stand = stand_in(Map("drop", site == "model.layers.0", width=16), found[site], torch.zeros(1))
+    with torch.no_grad(), standing(model, {site: stand}):
+        whole = model(ids, use_cache=False).logits
+        cache, parts = transformers.DynamicCache(config=config), []
+        taken = inspect.signature(transformers.LlamaModel.forward).parameters
+        name = "cache" if "cache" in taken else "past_key_values"  # as versions call it
+        for token in ids.split(1, 1):
+            parts.append(model(token, use_cache=True, **{name: cache}).logits)
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4)
