@@ -124,13 +124,20 @@ def test_what_cannot_be_stood_in_for_is_left_with_a_reason():
 @pytest.mark.parametrize("heal", [1, 40])
 def test_healing_is_kept_where_it_helps_on_the_choosing_units(heal):
     model = net_of(*[Block(nn.ReLU(), scale=1.5) for _ in range(3)])
-    found = replace(model, data(), budgets=[10.0], draws=1, heal=heal)
+    found = replace(model, data(), budgets=[0.3], draws=1, heal=heal)
     one, met = found.healing, found.budgets[0]
     assert one.before == pytest.approx(met.increase)
     assert one.interval[0] < one.increase < one.interval[1]
-    plain = replace(model, data(), budgets=[10.0], draws=1)
+    plain = replace(model, data(), budgets=[0.3], draws=1)
     pairs = zip(found.module.parameters(), plain.module.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs) != one.is_kept
+
+
+def test_healing_goes_round_what_nothing_comes_through():
+    """With so large a budget the last block becomes a constant: those before it have no slope."""
+    model = net_of(*[Block(nn.ReLU(), scale=1.5) for _ in range(3)])
+    found = replace(model, data(), budgets=[10.0], draws=1, heal=2)
+    assert found.healing.steps == 2
 
 
 def test_healing_refuses_half_precision():

@@ -5,6 +5,7 @@ May import: pytest, torch, transformers, ``secant``.
 """
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,12 +18,13 @@ from secant.load.data import Units
 from secant.load.feed import Feed
 from secant.load.models import load_model
 from secant.maps.calls import first_tensor, intercept
-from secant.uses.replace_costs import costs_of, measured_flops
+from secant.uses.replace_costs import Costs, costs_of, measured_flops
 from secant.uses.replace_curves import Curve, Point, Trail, differences, dropped, influence_order
 from secant.uses.replace_heal import healed
 from secant.uses.replace_parts import Map, Place, place_of, stand_in, standing
 from secant.uses.replace_runs import Runner
 from secant.uses.replace_scores import Losses, Scorer, increase, increase_interval
+from secant.uses.replace_search import Candidate, Search
 from secant.uses.replace_sites import candidate_sites, refitted, watched
 from secant.uses.scores import Task
 
@@ -271,3 +273,46 @@ def test_a_decoder_whose_first_attention_is_gone_reads_its_cache(site):
         for token in ids.split(1, 1):
             parts.append(model(token, use_cache=True, **{name: cache}).logits)
     assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4)
+
+
+class Table:
+    """Losses that add, by site; stands for a scorer. What lies before `start` is not told apart."""
+
+    def __init__(self, rises):
+        self.rises = rises
+
+    def losses(self, forms, *, start=0):
+        total = 1 + sum(self.rises[site] for site in forms)
+        return Losses(torch.full((4,), total, dtype=torch.float64), torch.ones(4).double())
+
+    def remember(self, forms):
+        return self.losses(forms)
+
+
+def steps_of(rises, saved, budgets, most=10):
+    """The sites that a search takes, one after another, where all may only be dropped."""
+    places = {site: Place(site, 0, None, False, (1, 1), None, {}) for site in rises}
+    fits = {site: SimpleNamespace(map=lambda *_: Map("drop", True, width=1)) for site in rises}
+    costs = Costs(sum(saved.values()), saved, dict.fromkeys(saved, 1.0))
+    search = Search(
+        SimpleNamespace(places=places), Table(rises), [], costs, budgets, lambda *_: None
+    )
+    candidates = [Candidate(site, "drop", None, saved[site], 0.0) for site in rises]
+    found = search.steps(candidates, fits, most)
+    return [(step.site, round(step.increase, 6)) for step in found]
+
+
+def test_the_search_takes_what_saves_most_for_its_loss_within_each_budget():
+    """a: 10 for 0.09, too dear for 0.05, so b: 4 for 0.04 comes first. c: 0.1 for 0.005 could still
+    be had then, but is worth a fifth of what a is, so it waits for the larger budget."""
+    rises, saved = {"a": 0.09, "b": 0.04, "c": 0.005}, {"a": 10.0, "b": 4.0, "c": 0.1}
+    assert steps_of(rises, saved, [0.05, 0.2]) == [("b", 0.04), ("a", 0.13), ("c", 0.135)]
+    assert steps_of(rises, saved, [0.2]) == [("a", 0.09), ("b", 0.13), ("c", 0.135)]
+    # Looked at one by one, each for itself: what comes late is still found.
+    assert [site for site, _ in steps_of(rises, saved, [0.2], most=1)] == ["a", "b", "c"]
+
+
+def test_a_part_is_replaced_before_its_block_and_goes_with_it():
+    rises, saved = {"x": 0.1, "x.y": 0.01}, {"x": 10.0, "x.y": 5.0}
+    assert steps_of(rises, saved, [0.2]) == [("x.y", 0.01), ("x", 0.1)]
+    assert steps_of({"x": 0.01, "x.y": 0.1}, saved, [0.2]) == [("x", 0.01)]

@@ -72,8 +72,11 @@ def healed(
             raise InputError(
                 f"replace: healing diverged at step {step + 1} of {steps}. Leave --heal out."
             )
-        # Gradients of the stand-ins alone: those of the model are nobody's to touch.
-        slopes = torch.autograd.grad(loss, trained)
+        if not loss.requires_grad:
+            return dict(forms)  # a later stand-in lets nothing through, and has nothing to train
+        # Gradients of the stand-ins alone: those of the model are nobody's to touch. What stands
+        # before one that gives zeros has none.
+        slopes = torch.autograd.grad(loss, trained, allow_unused=True)
         for one, slope in zip(trained, slopes, strict=True):
             one.grad = slope
         optimiser.step()

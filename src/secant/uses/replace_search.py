@@ -24,7 +24,9 @@ Progress = Callable[[str, int, int], None]
 
 LOOKS = 3
 """Candidates that are looked at anew before a step is taken."""
-KINDS_OF_SITE = 2
+FIRST_KINDS = 2
+THRIFT = 0.5
+"""A small budget is not spent on what is worth less than this part of a larger one's best."""
 FLOOR = 0.01
 """Losses that differ by less than this part of the largest budget count as the same."""
 
@@ -55,10 +57,11 @@ def ranked(
     """All candidates, first those that save most for what their fit leaves over.
 
     What a map leaves over is counted in the variance of its whole block's output: a sub-block that
-    adds little to the stream may be fitted badly. Of each site the best `KINDS_OF_SITE` stay, and
-    none where another saves as much and leaves less.
+    adds little to the stream may be fitted badly. The best `FIRST_KINDS` of each site come before
+    all others, and none is left where another of its site saves as much and leaves less.
     """
-    found = []
+    first: list[Candidate] = []
+    later: list[Candidate] = []
     for site, fit in fits.items():
         around = fits.get(blocks[places[site].block], fit)
         whole = around.total / around.rows
@@ -71,8 +74,10 @@ def ranked(
             if saved > 0:
                 options.append(Candidate(site, kind, int(rank) if rank else None, saved, left))
         useful = [one for one in options if not any(_beats(other, one) for other in options)]
-        found += sorted(useful, key=_promise)[:KINDS_OF_SITE]
-    return sorted(found, key=_promise)
+        useful.sort(key=_promise)
+        first += useful[:FIRST_KINDS]
+        later += useful[FIRST_KINDS:]
+    return sorted(first, key=_promise) + sorted(later, key=_promise)
 
 
 def _promise(one: Candidate) -> float:
@@ -184,7 +189,7 @@ class Search:
     def _gain(self, number: int) -> float:
         """Operations saved beyond what is saved already; 0 where the site is gone."""
         one = self.candidates[number]
-        if any(within(one.site, other) for other in self.forms):
+        if any(within(one.site, other) and one.site != other for other in self.forms):
             return 0.0
         inner = [other for other in self.forms if within(other, one.site)]
         return one.saved - sum(self.costs.saved(other, self.forms[other]) for other in inner)
@@ -206,20 +211,25 @@ class Search:
         return total - self.now
 
     def _next(self) -> int | None:
-        """The best candidate by looks no older than the last step; None if none is affordable."""
+        """The best candidate by looks no older than the last step.
+
+        None if none is affordable, or if what a larger budget can have is worth far more.
+        """
         floor = FLOOR * self.budgets[-1]
 
         def worth(number: int) -> tuple[float, int]:
             return self._gain(number) / max(self.rises[number], floor), -number
 
         while True:
-            open_ = [
+            useful = [
                 number for number, rise in self.rises.items()
-                if number not in self.refused
-                and self._gain(number) > 0
-                and self.now + rise <= self.budget
+                if self._gain(number) > 0 and self.now + rise <= self.budgets[-1]
             ]  # fmt: skip
-            if not open_:
+            open_ = [
+                number for number in useful
+                if number not in self.refused and self.now + self.rises[number] <= self.budget
+            ]  # fmt: skip
+            if not open_ or max(map(worth, open_))[0] < THRIFT * max(map(worth, useful))[0]:
                 return None
             best = max(open_, key=worth)
             seen = [number for number in open_ if number in self.fresh]
