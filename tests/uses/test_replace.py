@@ -49,8 +49,8 @@ def test_the_block_whose_units_are_always_on_is_found_first():
     assert ours.points[1].increase < 1e-6
     first = found.budgets[0].chosen
     assert [(one.site, one.kind) for one in first] == [("blocks.1", "affine")]
-    assert first[0].explained == pytest.approx(1, abs=1e-6)
-    assert found.explained["blocks.0"] < 0.999
+    assert first[0].beyond == pytest.approx(1, abs=1e-6)
+    assert found.beyond["blocks.0"] < 0.999
 
 
 def test_a_block_that_does_nothing_is_dropped():
@@ -258,7 +258,7 @@ def test_decoder_generates_with_a_cache(tmp_path):
     assert (found.what, found.unit) == ("next token", "nats a token")
     sites = [one.site for one in found.budgets[0].chosen]
     assert any(site.startswith("model.layers.0") for site in sites)
-    assert "model.layers.1.self_attn" in found.explained
+    assert "model.layers.1.self_attn" in found.beyond
     ids = batches[0]["input_ids"][:2, :5]
     args = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False}
     with_cache = found.module.generate(ids, use_cache=True, **args)

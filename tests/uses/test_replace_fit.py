@@ -90,6 +90,8 @@ def test_errors_are_held_out_and_those_of_no_map_exact():
     assert fit.errors["drop"] == pytest.approx(float(y.square().sum()), rel=1e-9)
     centred = y - y.mean(0)
     assert fit.errors["shift"] == pytest.approx(float(centred.square().sum()), rel=1e-9)
+    assert fit.scalar is None
+    assert fit.beyond == pytest.approx(1 - fit.errors["affine"] / fit.total)
     assert fit.total == pytest.approx(float(centred.square().sum()), rel=1e-9)
     folds = torch.arange(len(x)) // 50 % FOLDS
     held_out = 0.0
@@ -106,6 +108,11 @@ def test_a_residual_path_is_told_by_which_of_x_and_zero_is_nearer():
     assert stream.is_added
     assert torch.equal(applied(stream.map("drop"), x), x)
     assert stream.errors["drop"] == pytest.approx(float((0.1 * y).square().sum()), rel=1e-6)
+    x_c, y_c = (one - one.mean(0) for one in (x, x + 0.1 * y))
+    scale = (x_c * y_c).sum() / x_c.square().sum()
+    alone = float((y_c - scale * x_c).square().sum())
+    assert stream.scalar == pytest.approx(alone, rel=1e-6)
+    assert stream.beyond == pytest.approx(1 - stream.errors["affine"] / alone, rel=1e-6)
     low = stream.map("rank", 2)
     assert low.is_added
     assert float((applied(low, x) - x - 0.1 * y).square().sum()) < stream.errors["shift"]

@@ -93,14 +93,14 @@ def render_replace(found: Replacement) -> list[Table]:
     met = next(one for one in reversed(found.budgets) if one.chosen)
     chosen = Table(
         title=f"within {met.budget:g}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
-        caption="fit: share of the site's variance that its affine map explains, held out",
+        caption="beyond: what the affine map explains, held out, of what scaling the input leaves",
     )  # fmt: skip
     chosen.add_column("site", overflow="fold")
     chosen.add_column("stands in")
     chosen.add_column("saved", justify="right")
-    chosen.add_column("fit", justify="right")
+    chosen.add_column("beyond", justify="right")
     for one in met.chosen[:MOST_NAMED]:
-        fit = "n/a" if one.explained is None else f"{one.explained:.3f}"
+        fit = "n/a" if one.beyond is None else f"{one.beyond:.3f}"
         chosen.add_row(escape(one.site), one.label, f"{100 * one.saved:.1f} %", fit)
     if len(met.chosen) > MOST_NAMED:
         chosen.add_row(f"and {len(met.chosen) - MOST_NAMED} more, in replace.json")

@@ -121,14 +121,15 @@ def _set(met: Met) -> str:
     rows = "".join(
         f"<tr><td>{escape(one.site)}</td><td>{escape(one.label)}</td>"
         f'<td class="n">{100 * one.saved:.2f} %</td>'
-        f'<td class="n">{"n/a" if one.explained is None else f"{one.explained:.4f}"}</td></tr>'
+        f'<td class="n">{"n/a" if one.beyond is None else f"{one.beyond:.4f}"}</td></tr>'
         for one in met.chosen
     )
     work = f"{count(met.before['flops'])} → {count(met.after['flops'])} operations a unit"
     return (
         f"<details><summary>Within {met.budget:g}: {len(met.chosen)} sites, {work}</summary>"
         '<div class="box" tabindex="0"><table><thead><tr><th>site</th><th>stands in</th>'
-        f'<th class="n">saved</th><th class="n">fit</th></tr></thead><tbody>{rows}</tbody></table>'
+        f'<th class="n">saved</th><th class="n">beyond scaling</th></tr></thead><tbody>{rows}</tbody>'
+        "</table>"
         "</div></details>"
     )
 

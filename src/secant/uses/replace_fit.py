@@ -101,7 +101,8 @@ class Fitted:
 
     `errors` are sums of squares over the rows: of dropping (about no mean), of a shift (held out to
     the degree of one mean), of the affine map (held out over folds) and of each rank (that, and
-    what the rank loses on the rows fitted). `total` is that of y about its mean. `influence` is
+    what the rank loses on the rows fitted). `total` is that of y about its mean; `scalar` what the
+    best multiple of the centred x leaves of it, None where they differ in width. `influence` is
     1 less the mean cosine of input and output; None where they differ in width.
     """
 
@@ -111,13 +112,16 @@ class Fitted:
     ridge: float
     errors: dict[str, float]
     total: float
+    scalar: float | None
     rows: int
     influence: float | None
 
     @property
     def beyond(self) -> float:
-        """Share of y's variance that the affine map explains, held out."""
-        return 1 - self.errors[AFFINE] / self.total if self.total > 0 else float("nan")
+        """What the affine map explains, held out, of what scaling the input leaves; of y's whole
+        variance where the two differ in width. A residual path cannot flatter it."""
+        whole = self.total if self.scalar is None else self.scalar
+        return 1 - self.errors[AFFINE] / whole if whole > 0 else float("nan")
 
     def map(self, kind: str, rank: int | None = None, bases: Eigenbases | None = None) -> Map:
         """The best map of this kind; `rank` for those of low rank."""
@@ -208,9 +212,15 @@ def fitted(site: SiteFit, ranks: list[int], is_added: bool | None = None) -> Fit
         values = torch.linalg.eigvalsh(symmetric(weight, pair.xt)).flip(0).clamp_min(0)
         for rank in ranks:
             errors[f"{RANK} {rank}"] = held_out + float(values[rank:].sum())
-    total = float(recentred(whole, whole.x / whole.rows, whole.t / whole.rows).tt.trace())
-    has_cosine = whole.x.shape == whole.t.shape
+    about = recentred(whole, whole.x / whole.rows, whole.t / whole.rows)
+    total, scalar = float(about.tt.trace()), None
+    is_square = whole.x.shape == whole.t.shape
+    if is_square and float(about.xx.trace()) > 0:
+        # Of the difference first: where y is nearly x the two traces would cancel.
+        apart = update_moments(about)
+        best = apart.xt.trace() ** 2 / apart.xx.trace()
+        scalar = float((apart.tt.trace() - best).clamp_min(0))
     return Fitted(
-        folds, site.centres, is_added, ridge, errors, total, int(whole.rows),
-        1 - float(site.cosines) / float(whole.rows) if has_cosine else None,
+        folds, site.centres, is_added, ridge, errors, total, scalar, int(whole.rows),
+        1 - float(site.cosines) / float(whole.rows) if is_square else None,
     )  # fmt: skip

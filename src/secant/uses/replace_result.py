@@ -23,7 +23,7 @@ from secant.uses.replace_parts import label_of
 class Chosen:
     """One site and what stands in for it; `added` says that x is added to what it gives.
 
-    `explained` is the share of the site's variance that its affine map explains, held out.
+    `beyond` is what its affine map explains, held out, of what scaling the input leaves.
     """
 
     site: str
@@ -32,7 +32,7 @@ class Chosen:
     added: bool
     widths: tuple[int, int]
     saved: float
-    explained: float | None
+    beyond: float | None
 
     @property
     def label(self) -> str:
@@ -90,7 +90,7 @@ class Replacement:
     loss: float
     budgets: list[Met]
     curves: list[Curve]
-    explained: dict[str, float | None]
+    beyond: dict[str, float | None]
     left: dict[str, str]
     notes: list[str]
     seed: int
