@@ -128,9 +128,8 @@ def _set(met: Met) -> str:
     return (
         f"<details><summary>Within {met.budget:g}: {len(met.chosen)} sites, {work}</summary>"
         '<div class="box" tabindex="0"><table><thead><tr><th>site</th><th>stands in</th>'
-        f'<th class="n">saved</th><th class="n">beyond scaling</th></tr></thead><tbody>{rows}</tbody>'
-        "</table>"
-        "</div></details>"
+        f'<th class="n">saved</th><th class="n">beyond scaling</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div></details>"
     )
 
 
