@@ -126,10 +126,11 @@ def test_the_exception_stays_inside_a_function():
 def test_public_names():
     names = [
         "Alignment", "Anatomy", "Comparison", "Fit", "InputError", "KernelOperator", "LoadError",
-        "LoadOptions", "Merge", "Reading", "Report", "SecantError", "Separability", "StateError",
-        "Tracker", "affine_at", "align", "anatomy", "collapse", "compare", "diff", "fit_tangent",
-        "gating", "judge", "kernel", "linearize", "linearize_state", "merge", "merge_file",
-        "pieces", "restore_state", "separable", "sketch_kernel", "slice_pieces", "survey", "tune",
+        "LoadOptions", "Merge", "Reading", "Replacement", "Report", "SecantError", "Separability",
+        "StateError", "Tracker", "affine_at", "align", "anatomy", "collapse", "compare", "diff",
+        "fit_tangent", "gating", "judge", "kernel", "linearize", "linearize_state", "merge",
+        "merge_file", "pieces", "replace", "restore_state", "separable", "sketch_kernel",
+        "slice_pieces", "survey", "tune",
     ]  # fmt: skip
     assert secant.__all__ == names
     for name in names:
@@ -179,6 +180,7 @@ except SystemExit as end:
         "args = ['gating', '--help']" + HELP,
         "args = ['collapse', '--help']" + HELP,
         "args = ['linearize-state', '--help']" + HELP,
+        "args = ['replace', '--help']" + HELP,
     ],
     ids=[
         "import",
@@ -191,6 +193,7 @@ except SystemExit as end:
         "gating help",
         "collapse help",
         "linearize-state help",
+        "replace help",
     ],
 )
 def test_no_torch_is_loaded(code):

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from secant.uses.merge import merge as merge
     from secant.uses.merge import merge_file as merge_file
     from secant.uses.paths import compare as compare
+    from secant.uses.replace import replace as replace
+    from secant.uses.replace_result import Replacement as Replacement
     from secant.uses.separable import Separability as Separability
     from secant.uses.separable import separable as separable
     from secant.uses.survey import survey as survey
@@ -54,6 +56,7 @@ _HOME = {
     "LoadOptions": "secant.load.options",
     "Merge": "secant.uses.merge",
     "Reading": "secant.readings",
+    "Replacement": "secant.uses.replace_result",
     "Report": "secant.readings",
     "SecantError": "secant.errors",
     "Separability": "secant.uses.separable",
@@ -74,6 +77,7 @@ _HOME = {
     "merge": "secant.uses.merge",
     "merge_file": "secant.uses.merge",
     "pieces": "secant.segments",
+    "replace": "secant.uses.replace",
     "restore_state": "secant.uses.linearize_state",
     "separable": "secant.uses.separable",
     "sketch_kernel": "secant.uses.kernel_sketch",
@@ -93,6 +97,7 @@ __all__ = [
     "LoadOptions",
     "Merge",
     "Reading",
+    "Replacement",
     "Report",
     "SecantError",
     "Separability",
@@ -113,6 +118,7 @@ __all__ = [
     "merge",
     "merge_file",
     "pieces",
+    "replace",
     "restore_state",
     "separable",
     "sketch_kernel",

@@ -1,4 +1,4 @@
-"""Commands about linearity in the inputs: `anatomy`, `collapse`, `gating`, `separable`.
+"""Commands about linearity in the inputs: `anatomy`, `collapse`, `gating`, `replace`, `separable`.
 
 Holds: these commands, as ``family``.
 May import: typer, ``secant.cli.console``, ``secant.errors``; a command imports its one function
@@ -144,6 +144,59 @@ def gating(
     say("".join(f"{line}\n" for line in [gating_words(found), *found.notes]))
     if out is not None:
         say(f"{out / 'gating.json'}\n{out / 'gating.html'}\n")
+
+
+@family.command(rich_help_panel=INPUTS)
+def replace(
+    model: Annotated[str, typer.Argument(help="As for `secant report`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the cheaper model and its report.")],
+    data: Annotated[str, typer.Option(help="demo:digits or a data file.")] = "demo:digits",
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help="How far the loss may rise; may repeat. 0.05, 0.1 and 0.2 if none."),
+    ] = None,
+    site: Annotated[list[str] | None, typer.Option(help="Candidate or glob; may repeat.")] = None,
+    column: Annotated[str, typer.Option(help="Text column of .jsonl and .csv.")] = "text",
+    label_column: Annotated[str | None, typer.Option(help="Column or array of classes.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of a package.module:factory.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Use the first ROWS units.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Units a forward pass.")] = 32,
+    most: Annotated[int, typer.Option(min=1, help="Candidates that are tried, each alone.")] = 48,
+    draws: Annotated[int, typer.Option(min=1, help="Orders of random drops.")] = 8,
+    heal: Annotated[
+        int, typer.Option(min=0, help="Steps that train what was put in, towards the model.")
+    ] = 0,
+    dtype: Annotated[str | None, typer.Option(help="Type of the weights; as they are.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to run, such as cuda.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the three sets and of random drops.")] = 0,
+) -> None:
+    """Replace blocks of MODEL by their affine fits, or drop them, within a budget of loss.
+
+    Maps are fitted on one set of units, the set of blocks is chosen on a second, and all that is
+    told is of a third: products, parameters and time saved, beside blocks dropped at random and by
+    block influence. The folder holds model.safetensors and model.pt2, which torch.export.load runs.
+
+    Example: secant replace demo:transformer --out replaced
+    """
+    from secant.load.options import LoadOptions
+    from secant.report.replace import render_replace, replace_words
+    from secant.report.replace_page import render_replace_page
+    from secant.uses.replace import BUDGETS
+    from secant.uses.replace import replace as replaced
+
+    loading = LoadOptions(weights, label_column=label_column, dtype=dtype, device=device)
+    with progress_bars() as progress:
+        found = replaced(
+            model, data, budgets=budget or BUDGETS, sites=site, column=column, loading=loading,
+            rows=rows, batch_size=batch_size, most=most, draws=draws, heal=heal, seed=seed,
+            progress=progress, out=out,
+        )  # fmt: skip
+    found.save(out, render_replace_page(found))
+    show(*render_replace(found))
+    say("".join(f"{line}\n" for line in replace_words(found)))
+    say("".join(f"{out / name}\n" for name in [*found.files, "replace.json", "replace.html"]))
 
 
 @family.command(rich_help_panel=INPUTS)

@@ -1,20 +1,17 @@
 """A model from disk collapsed, held against itself on data, timed, and saved.
 
 Holds: ``collapse_to`` and its result ``Collapsing``.
-May import: torch, safetensors, ``secant.engine``, ``secant.errors``, ``secant.load``,
+May import: torch, ``secant.engine``, ``secant.errors``, ``secant.load``,
 ``secant.maps``, ``secant.readings``, ``secant.uses``.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import platform
-import shutil
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -22,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from secant.engine.files import written_whole
 from secant.engine.plan import Batch
 from secant.errors import InputError
 from secant.gauges.interval import GROUPS
@@ -34,9 +29,10 @@ from secant.load.data import Units, load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model
 from secant.load.options import DEFAULTS, LoadOptions
-from secant.maps.calls import first_tensor, without_cache
+from secant.maps.calls import first_tensor
 from secant.readings import SCHEMA, plain, writable, write
-from secant.uses.collapse import Collapse, Joined, collapsed
+from secant.uses.collapse import Joined, collapsed
+from secant.uses.saved_modules import saved_module
 
 Progress = Callable[[str, int, int], None]
 
@@ -119,7 +115,7 @@ def collapse_to(
         before, after = _measured(loaded.model, found.module, inputs, progress)
         before["parameters"], after["parameters"] = found.parameters_before, found.parameters
         differences = _differences(loaded.model, found.module, feed, progress)
-        files, notes = _saved(found, inputs, out)
+        files, notes = saved_module(found.module, inputs, out)
         packages = ("secant", "torch")
         result = Collapsing(
             loaded.name, units.name, len(units), len(next(iter(_tensors(inputs)))),
@@ -190,29 +186,3 @@ def _counted(output: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None or output.shape[:2] != mask.shape:
         return output
     return output[mask]
-
-
-def _saved(found: Collapse, inputs: Any, out: Path) -> tuple[list[str], list[str]]:
-    """Write weights and programs; the names of the files, and what is not there."""
-    module, notes = found.module, []
-    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
-    open_dims = {0: torch.export.Dim.AUTO}
-    if kwargs:
-        open_dims[1] = torch.export.Dim.AUTO
-    shapes = dict.fromkeys(kwargs, open_dims) if kwargs else (open_dims,)
-    with warnings.catch_warnings(), torch.no_grad(), without_cache(module):
-        warnings.simplefilter("ignore")  # they speak of torch's own insides
-        program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
-        with written_whole(out / "model.pt2") as part, part.open("wb") as file:
-            torch.export.save(program, file)
-        with written_whole(out / "model.safetensors") as part:
-            save_model(module, str(part))
-            shutil.copymode(out / "model.pt2", part)  # safetensors makes files of its own mode
-        files = ["model.safetensors", "model.pt2"]
-        if importlib.util.find_spec("onnxscript") is None:
-            notes.append("model.onnx was not written: pip install 'secant[onnx]' for it.")
-            return files, notes
-        with written_whole(out / "model.onnx") as part:
-            torch.onnx.export(program, (), str(part), dynamo=True, verbose=False,
-                              external_data=False)  # fmt: skip
-    return [*files, "model.onnx"], notes

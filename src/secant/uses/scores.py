@@ -60,6 +60,30 @@ class Task:
             right += (logits[keep].argmax(1) == row[keep]).sum()
         return loss, right, int(kept.sum())
 
+    def by_unit(
+        self, output: Tensor, ids: Tensor | None, mask: Tensor | None, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of each unit of one batch, summed over its tokens, and their numbers, in float64.
+
+        The loss of one token of a half-precision or single model is float32: a vocabulary wide in
+        float64 would take as long as the model.
+        """
+        if self.labels is not None:
+            wanted = self.labels[list(batch.units)].to(output.device)
+            loss = functional.cross_entropy(output.double(), wanted, reduction="none")
+            return loss, torch.ones_like(loss)
+        assert ids is not None
+        kept = torch.ones_like(ids[:, 1:], dtype=torch.bool) if mask is None else mask[:, 1:]
+        rows = zip(output[:, :-1], ids[:, 1:], kept, strict=True)
+        wide = torch.promote_types(output.dtype, torch.float32)
+        losses = [
+            functional.cross_entropy(logits[keep].to(wide), row[keep], reduction="none")
+            .double()
+            .sum()
+            for logits, row, keep in rows
+        ]
+        return torch.stack(losses), kept.sum(1).double()
+
 
 def task_of(feed: Feed, model: nn.Module) -> tuple[Task | None, str]:
     """The task that model and data have in common; if there is none, why.
