@@ -43,6 +43,8 @@ def _states(a: Tensor, b: Tensor, initial: Tensor | None, plan: Plan) -> Tensor:
     Products of many coefficients may leave the range where no state does. Routes that take
     such products are run again as the loop, which takes none, where they are not finite.
     """
+    if b.is_meta:  # shapes alone: nothing to add up, and no overflow to look for
+        return torch.empty_like(b, dtype=torch.promote_types(a.dtype, b.dtype))
     kernel = kernel_of(plan.route)
     if plan.is_matrix and plan.route == "c":
         found = blocks_forward(a, b, initial, is_reverse=plan.is_reverse)
