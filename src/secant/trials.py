@@ -149,24 +149,38 @@ class Trials:
         return maps, mask
 
     def steps(self, batches: Sequence[Sequence[Member]]) -> dict[Key, float]:
-        """The median distance between a unit and its first partner, for each map."""
+        """The median distance between a unit and its first partner, for each map.
+
+        Only of maps that every batch has: a layer that some units never reach has no partners.
+        """
         distances: dict[Key, list[float]] = defaultdict(list)
+        everywhere: set[Key] | None = None
         for batch in batches:
             here, mask = self.maps([member.unit for member in batch])
             there, other_mask = self.maps([member.partners[0] for member in batch])
+            both = {key for key in here if key in there}
+            everywhere = both if everywhere is None else everywhere & both
             for key, found in here.items():
+                if key not in there:
+                    continue
                 there_x, site = there[key].x, key[1]
                 change = towards(
                     found.x, mask_of(found, mask), there_x, mask_of(there[key], other_mask), site
                 )
                 distances[key] += _norms(change).tolist()
-        return {key: statistics.median(values) for key, values in distances.items()}
+        return {
+            key: statistics.median(values)
+            for key, values in distances.items()
+            if key in (everywhere or ())
+        }
 
     def of(self, batch: Sequence[Member], steps: dict[Key, float]) -> Iterator[tuple[Key, Trial]]:
         """The trial of each map on one batch."""
         here, mask = self.maps([member.unit for member in batch])
         ends = [self.maps([member.partners[which] for member in batch]) for which in (0, 1)]
         for key, found in here.items():
+            if key not in steps or any(key not in maps for maps, _ in ends):
+                continue
             x, site, own = found.x, key[1], mask_of(found, mask)
             chord, other = (
                 towards(x, own, maps[key].x, mask_of(maps[key], end_mask), site)

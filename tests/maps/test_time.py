@@ -220,5 +220,24 @@ def test_dropout_between_layers_is_refused():
 
 def test_a_mask_of_another_length_is_refused():
     found = only(Holder(nn.GRU(4, 3, batch_first=True).double()))
+    whole = torch.ones(3, 7, dtype=torch.bool)
+    assert found.counted(whole) is None
+    whole[1, 6] = False
     with pytest.raises(InputError, match="it took 5 steps"):
-        found.counted(torch.ones(3, 7, dtype=torch.bool))
+        found.counted(whole)
+
+
+def test_calls_of_a_cell_on_other_rows_are_refused():
+    cell = nn.GRUCell(4, 3).double()
+    model = Holder(cell, lambda cell, x: cell(x[:1, 1], cell(x[:, 0])[:1]))
+    with pytest.raises(InputError, match="the same at every step"):
+        transitions(model, lambda: model(X))
+
+
+def test_a_state_is_known_by_its_name():
+    class Masked(Rotation):
+        def forward(self, x, mask=None, state=None):
+            return super().forward(x, state)
+
+    model = Holder(Masked(), lambda rnn, x: rnn(x, torch.ones(3, 5))[0])
+    assert only(model).x[:, 0].abs().max() == 0

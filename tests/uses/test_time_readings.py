@@ -12,9 +12,10 @@ from torch import nn
 
 import secant
 from secant.errors import InputError
+from secant.load.units import Units
 from secant.report.html import render_html
 from secant.report.terminal import render_terminal
-from secant.uses.horizons import LinearUpdate, horizon_sums
+from secant.uses.horizons import Decay, LinearUpdate, horizon_sums
 
 DRAW = torch.Generator().manual_seed(0)
 WHITE = torch.randn(240, 24, 2, generator=DRAW)
@@ -53,7 +54,7 @@ class Affine(Known):
         return h @ self.a + u @ self.b + 0.25
 
 
-class Decay(Known):
+class Fading(Known):
     def next(self, u, h):
         return 0.8 * h + u
 
@@ -118,7 +119,7 @@ def test_an_affine_recurrence_is_read_exactly():
 
 def test_a_decay_splits_its_variance_as_known():
     """h = 0.8 h + u, u white: 0.64 of the variance is the state's, 0.36 the input's, late on."""
-    readings = read(Decay(2), torch.randn(300, 80, 2, generator=DRAW))
+    readings = read(Fading(2), torch.randn(300, 80, 2, generator=DRAW))
     (raw,) = named(readings, "fit", "raw")
     # the first steps start from 0, whose variance is smaller: within a few per cent of the limit
     for name, limit in (("residual", 0.64), ("state alone", 0.64), ("input alone", 0.36)):
@@ -140,7 +141,7 @@ def test_a_delay_line_remembers_what_it_holds_and_nothing_else():
 
 def test_wide_inputs_are_remembered_along_random_directions():
     x = torch.randn(200, 10, 20, generator=DRAW)
-    readings = read(Decay(20), x)
+    readings = read(Fading(20), x)
     (today, *_, oldest) = [one for one in readings if one.gauge == "memory"]
     assert today.details["directions"] == 16
     assert today.value > oldest.value > -0.05
@@ -191,7 +192,7 @@ def test_values_that_are_not_finite_are_said_aloud():
 
 def test_a_state_too_wide_is_said_aloud():
     with pytest.raises(InputError, match="more than 1024"):
-        read(Decay(1026), torch.randn(60, 3, 1026, generator=DRAW))
+        read(Fading(1026), torch.randn(60, 3, 1026, generator=DRAW))
 
 
 def test_a_model_without_a_recurrence_says_nothing_unless_asked():
@@ -202,6 +203,106 @@ def test_a_model_without_a_recurrence_says_nothing_unless_asked():
         secant.survey([nn.Sequential(nn.Linear(3, 3))], x, gauges=["time"], has_controls=False)
 
 
+class Reading(nn.Module):
+    """Tokens, padded on the right, through an embedding and two recurrences."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(9, 3)
+        self.first = nn.GRU(3, 4, batch_first=True)
+        self.second = nn.LSTM(4, 3, batch_first=True, bidirectional=True)
+
+    def forward(self, input_ids, attention_mask):
+        return self.second(self.first(self.embed(input_ids))[0])[0]
+
+
+def tokens(lengths):
+    draw = torch.Generator().manual_seed(2)
+    longest = max(lengths)
+    ids = torch.randint(1, 9, (len(lengths), longest), generator=draw)
+    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    return Units("tokens", fields={"input_ids": ids * mask, "attention_mask": mask.long()})
+
+
+def test_padding_and_lengths_move_nothing():
+    """Units of very different lengths: the same in batches of any size, padding never counted."""
+    lengths = [3 + (7 * unit) % 30 for unit in range(150)]
+    units = tokens(lengths)
+    found = [
+        secant.survey([Reading()], units, gauges=["time"], has_controls=False, batch_size=size)
+        for size in (7, 50)
+    ]
+    one, other = (report.models[0].readings for report in found)
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        if a.gauge in ("fit", "memory") and a.variant != "whitened":
+            assert (a.site, a.variant) == (b.site, b.variant)
+            assert a.samples == b.samples
+            assert a.value == pytest.approx(b.value, abs=1e-6)
+    raw = [a for a in one if (a.gauge, a.variant) == ("fit", "raw")]
+    assert [a.site for a in raw] == ["first", "second.l0", "second.l0_reverse"]
+    assert all(a.samples["rows"] == sum(lengths) for a in raw)
+    farthest = max(a.details["steps"] for a in one if a.variant == "horizon")
+    assert farthest == 32
+    memory = [a for a in one if a.gauge == "memory"]
+    assert max(a.details["lag"] for a in memory) == 8
+    rows = sum(length - 8 for length in lengths if length > 8)
+    assert {a.samples["rows"] for a in memory} == {rows}
+
+
+def test_horizons_that_few_units_reach_are_left_out():
+    lengths = [4] * 98 + [40] * 2
+    found = secant.survey([Reading()], tokens(lengths), gauges=["time"], has_controls=False)
+    readings = found.models[0].readings
+    assert {a.details["steps"] for a in readings if a.variant == "horizon"} == {1, 2, 4}
+
+
+class Interleaved(nn.Module):
+    """One cell for two sequences in turn."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell = nn.GRUCell(2, 3)
+
+    def forward(self, x):
+        one = other = None
+        for place in range(x.shape[1]):
+            one, other = self.cell(x[:, place], one), self.cell(-x[:, place], other)
+        return one + other
+
+
+def test_steps_that_do_not_follow_have_a_fit_and_no_memory():
+    found = secant.survey([Interleaved()], WHITE, gauges=["time"], has_controls=False)
+    readings = found.models[0].readings
+    (raw,) = named(readings, "fit", "raw")
+    assert raw.value is not None
+    assert any("do not follow on one another" in one for one in raw.warnings)
+    assert not named(readings, "fit", "horizon")
+    assert not [one for one in readings if one.gauge == "memory"]
+
+
+class Pair(nn.Module):
+    """A layer that can be read and one that cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.good, self.wide = nn.GRU(2, 3, batch_first=True), nn.GRU(2, 1030, batch_first=True)
+
+    def forward(self, x):
+        return self.good(x)[0].sum(2) + self.wide(x)[0].sum(2)
+
+
+def test_a_layer_that_cannot_be_read_does_not_hide_the_others():
+    x = WHITE[:60, :4]
+    readings = secant.survey([Pair()], x, gauges=["time"], has_controls=False).models[0].readings
+    raw = {one.site: one for one in named(readings, "fit", "raw")}
+    assert raw["good"].value is not None
+    assert raw["wide"].value is None
+    assert "more than 1024" in raw["wide"].warnings[0]
+
+
 def test_a_roll_out_is_the_naive_one():
     """Step by step from every state, each horizon, with steps that do not count left out."""
     draw = torch.Generator().manual_seed(1)
@@ -210,10 +311,11 @@ def test_a_roll_out_is_the_naive_one():
         torch.randn(*shape, generator=draw).double() for shape in ((3, 3), (2, 3), (3,), (3,))
     )
     counted = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-    found = horizon_sums(LinearUpdate(a, b, bias, mean), torch.tensor(0.5), h, u, y, counted)
+    decay = Decay(torch.tensor(0.5), mean + 1, mean)
+    found = horizon_sums(LinearUpdate(a, b, bias, mean), decay, h, u, y, counted)
     assert list(found) == [1, 2, 4]
     for steps, sums in found.items():
-        slow = torch.zeros(3, dtype=torch.float64)
+        slow, rows = torch.zeros(3, dtype=torch.float64), 0
         for unit in range(2):
             for start in range(6 - steps + 1):
                 end = start + steps - 1
@@ -222,8 +324,10 @@ def test_a_roll_out_is_the_naive_one():
                 state = h[unit, start]
                 for place in range(start, end + 1):
                     state = state @ a + u[unit, place] @ b + bias
-                decayed = mean + 0.5**steps * (h[unit, start] - mean)
+                decayed = mean + 0.5**steps * (h[unit, start] - mean - 1)
+                rows += 1
                 guesses = (state, decayed, mean)
                 slow += torch.stack([(one - y[unit, end]).square().sum() for one in guesses])
-        assert sums.tolist() == pytest.approx(slow.tolist(), rel=1e-12)
+        assert sums[:3].tolist() == pytest.approx(slow.tolist(), rel=1e-12)
+        assert sums[3:].tolist() == [rows, 2]
         assert math.isfinite(float(sums.sum()))

@@ -64,18 +64,20 @@ class Transition:
     def counted(self, mask: Tensor | None) -> Tensor | None:
         """The steps that count, (batch, length): those taken at positions that `mask` keeps.
 
-        Raises: `InputError` if the mask has other positions than the layer took steps.
+        A packed sequence says itself which steps it takes.
+
+        Raises: `InputError` if the mask leaves out positions, and has others than the layer took
+        steps.
         """
-        if mask is None:
+        if mask is None or self.valid is not None or bool(mask.all()):
             return self.valid
         if mask.shape != self.y.shape[:2]:
             raise InputError(
                 f"site {self.site!r}: it took {self.y.shape[1]} steps in a batch of "
                 f"{self.y.shape[0]}, but the mask has {tuple(mask.shape)} (batch, length), so "
-                "padding would count. Give units of one length."
+                "padding would count. Give units of one length, or pack them in the model."
             )
-        mask = mask.flip(1) if self.is_reversed else mask
-        return mask if self.valid is None else mask & self.valid
+        return mask.flip(1) if self.is_reversed else mask
 
 
 @dataclass(frozen=True)
@@ -195,8 +197,8 @@ class _Call:
 
 def _bound(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Input and initial state of a call, whatever the names under which they came."""
-    given = list(inspect.signature(module.forward).bind(*args, **kwargs).arguments.values())
-    return given[0], given[1] if len(given) > 1 else None
+    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    return next(iter(given.values())), given.get("hx", given.get("state"))
 
 
 def _exact(tensor: Tensor) -> Tensor:
@@ -290,12 +292,14 @@ def _starts(module: nn.RNNBase, state: Any, x: Tensor) -> list[Tensor]:
 def _of_cell(site: str, module: nn.RNNCellBase, calls: Sequence[_Call]) -> Transition:
     kind = type(module).__name__.removesuffix("Cell")
     cell = torch_cell(kind, _weights(module, ""), getattr(module, "nonlinearity", "tanh"))
-    inputs = torch.stack([_exact(call.x) for call in calls], 1)
-    if inputs.ndim != 3:
+    shapes = {tuple(call.x.shape) for call in calls}
+    if len(shapes) > 1 or calls[0].x.ndim != 2:
         raise InputError(
-            f"site {site!r}: expected inputs of (batch, features); got {tuple(calls[0].x.shape)}. "
-            "Give the cell a batch."
+            f"site {site!r}: expected inputs of (batch, features), of one batch in all its calls; "
+            f"got {', '.join(map(str, sorted(shapes)))}. Give the cell a batch, the same at every "
+            "step."
         )
+    inputs = torch.stack([_exact(call.x) for call in calls], 1)
     before, after = [], []
     for call in calls:
         new = packed(call.output, module)

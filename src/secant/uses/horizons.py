@@ -1,6 +1,6 @@
 """How far the fitted linear state goes alone: rolled out over more steps than one.
 
-Holds: ``LinearUpdate``, ``HORIZONS``, ``horizon_sums``.
+Holds: ``LinearUpdate``, ``Decay``, ``HORIZONS``, ``horizon_sums``.
 May import: torch, jaxtyping, ``secant.gauges``.
 """
 
@@ -38,26 +38,35 @@ class LinearUpdate:
         return values[values.abs().argsort(descending=True, stable=True)]
 
 
+@dataclass(frozen=True)
+class Decay:
+    """The control: the best multiple of what the state is off its mean, and both its means."""
+
+    scalar: Tensor
+    before: Float64[Tensor, " state"]
+    after: Float64[Tensor, " state"]
+
+
 def horizon_sums(
     update: LinearUpdate,
-    scalar: Tensor,
+    decay: Decay,
     before: Float[Tensor, "batch length state"],
     inputs: Float[Tensor, "batch length inputs"],
     after: Float[Tensor, "batch length state"],
     counted: Tensor | None,
 ) -> dict[int, Tensor]:
-    """For each horizon k squared residual, that of the scalar alone, and total: (3,) float64.
+    """For each horizon k squared residual, that of the decay alone, total, rows, units: (5,).
 
     From every state of the batch k steps on: by the update alone, fed with the true inputs; by
-    `scalar` to the power of k times what the state is off its mean; and by the mean. Steps count
-    where `counted` keeps both ends, all if None.
+    the decay's scalar to the power of k times what the state is off its mean; and by the mean.
+    Steps count where `counted` keeps both ends, all if None. Float64.
 
     Cost: longest horizon · batch · length · state² products.
     """
     h = before.double()
     driven = inputs.double() @ update.inputs + update.bias
     y = after.double()
-    first, length = h - update.mean, h.shape[1]
+    first, length = h - decay.before, h.shape[1]
     found = {}
     for steps in range(1, min(HORIZONS[-1], length) + 1):
         starts = length - steps + 1
@@ -68,8 +77,7 @@ def horizon_sums(
         kept = torch.ones(truth.shape[:2], dtype=torch.bool, device=truth.device)
         if counted is not None:
             kept = counted[:, :starts] & counted[:, steps - 1 :]
-        alone = update.mean + scalar**steps * first[:, :starts]
-        found[steps] = torch.stack(
-            [(guess - truth)[kept].square().sum() for guess in (h, alone, update.mean)]
-        )
+        alone = decay.after + decay.scalar**steps * first[:, :starts]
+        squares = [(guess - truth)[kept].square().sum() for guess in (h, alone, update.mean)]
+        found[steps] = torch.stack([*squares, kept.sum().double(), kept.any(1).sum().double()])
     return found

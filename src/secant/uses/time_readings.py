@@ -8,16 +8,18 @@ May import: torch, ``secant.errors``, ``secant.gauges``, ``secant.load``, ``seca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secant.curves import readings_of
+from secant.engine.plan import Batch
 from secant.errors import InputError
-from secant.experiments import experiment, experiment_sums
+from secant.experiments import CURVES, experiment, experiment_sums
 from secant.fit_readings import as_control, sums_of
 from secant.gauges.fit import FitResult, Score, members_of, residual_within, score
 from secant.gauges.interval import GROUPS, jackknife_interval
@@ -25,13 +27,15 @@ from secant.load.feed import Feed
 from secant.maps.time import Unrolled, recurrent_modules, transitions
 from secant.passes import Extra, Tell
 from secant.readings import NO_INTERVAL, Reading, interval_of, number
-from secant.trials import Design, Key, Map, Trial
-from secant.uses.horizons import LinearUpdate, horizon_sums
+from secant.trials import FEWEST, Design, Key, Map, Trial, draw_sample
+from secant.uses.horizons import Decay, LinearUpdate, horizon_sums
 from secant.uses.time_sums import TimeResult, TimeSums, gather
 
 TIME = "time"
 ROWS_PER_DIMENSION = 10
 EARLY_AND_LATE = "early and late inputs"
+SAMPLE, AT_ONCE = 256, 32
+"""Units that horizons are read on, by content so that no batch size moves them; of a forward."""
 
 
 def time_readings(model: nn.Module, feed: Feed, seed: int, tell: Tell) -> list[Reading]:
@@ -54,14 +58,33 @@ def time_readings(model: nn.Module, feed: Feed, seed: int, tell: Tell) -> list[R
             "and LSTM, their cells, and modules with a `step(x, state)`. Give a layer that method."
         )
     with torch.no_grad():
-        sums = gather(model, feed, seed, tell)
+        sums, skipped = gather(model, feed, seed, tell)
+        if not sums:
+            raise InputError(next(iter(skipped.values())))
         found = []
         for site, of_site in sums.items():
             found += step_readings(site, of_site, len(feed.units))
-        found += _horizons(model, feed, sums)
+        found += _horizons(model, feed, sums, seed)
     design = Design(seed=seed)
-    found += experiment(model, feed, _steps, design, tell)[0]
-    return found + _early_and_late(model, feed, design, tell)
+    found += experiment(model, feed, partial(_steps, sums), design, tell)[0]
+    found += _early_and_late(model, feed, sums, design, tell)
+    return _told(found) + [_without(site, reason) for site, reason in skipped.items()]
+
+
+def _told(readings: list[Reading]) -> list[Reading]:
+    """The readings, with a warning where a layer has no curves."""
+    drawn = {one.site for one in readings if one.gauge in CURVES}
+    lacking = "It does not take part in every batch: no curves."
+    return [
+        one if one.site in drawn or (one.gauge, one.variant) != ("fit", "raw")
+        else replace(one, warnings=[*one.warnings, lacking])
+        for one in readings
+    ]  # fmt: skip
+
+
+def _without(site: str, reason: str) -> Reading:
+    """A layer that could not be read, and why."""
+    return Reading(TIME, site, "fit", "raw", None, None, {"units": 0, "rows": 0}, {}, [reason])
 
 
 def step_readings(site: str, sums: TimeSums, units: int) -> list[Reading]:
@@ -80,15 +103,16 @@ def step_readings(site: str, sums: TimeSums, units: int) -> list[Reading]:
     readings = []
     for variant, own, beside in _scores(result):
         controls = {name: as_control(other, own) for name, other in beside.items()}
-        readings.append(
-            _reading(site, "fit", variant, own, samples, controls, warnings, details | sums_of(own))
-        )
+        told = warnings + (result.notes if variant == "raw" else [])
+        one = _reading((site, "fit", variant), own, samples, controls, details | sums_of(own))
+        readings.append(replace(one, warnings=told + one.warnings))
     readings.append(_spectral(site, sums, result.whole, samples, warnings))
     directions = len(sums.memory.y_centre) // len(sums.lags)
     for lag, (own, echo) in result.memory.items():
         place = {"lag": lag, "directions": directions} | sums_of(own)
         today = {"input": as_control(echo, own)}
-        readings.append(_reading(site, "memory", "raw", own, samples, today, [], place))
+        some = {"units": sums.remembering, "rows": int(sums.memory.sum_rows.sum())}
+        readings.append(_reading((site, "memory", "raw"), own, some, today, place))
     return readings
 
 
@@ -114,18 +138,17 @@ def _scores(result: TimeResult) -> list[tuple[str, Score, dict[str, Score]]]:
 
 
 def _reading(
-    site: str, gauge: str, variant: str, own: Score, samples: dict[str, int],
-    controls: dict[str, Any], warnings: list[str], details: dict[str, Any],
+    what: tuple[str, str, str], own: Score, samples: dict[str, int], controls: dict[str, Any],
+    details: dict[str, Any],
 ) -> Reading:  # fmt: skip
+    """The reading of `what`, site and gauge and variant, with why a number is missing."""
     value, interval = number(own.value), interval_of(own.interval)
-    told = list(warnings)
+    told = []
     if value is None:
-        told.append("The layer is constant here on this data: no score exists.")
+        told.append("What it is measured against is constant on this data: no score exists.")
     elif interval is None:
         told.append(NO_INTERVAL)
-    return Reading(
-        TIME, site, gauge, variant, value, interval, samples, controls, told, details
-    )  # fmt: skip
+    return Reading(TIME, *what, value, interval, samples, controls, told, details)
 
 
 def _spectral(
@@ -153,72 +176,97 @@ def _spectral(
     )  # fmt: skip
 
 
-def _horizons(model: nn.Module, feed: Feed, sums: dict[str, TimeSums]) -> list[Reading]:
-    """The fit rolled out, on the first batch of each group, by the map of the other folds."""
+def _horizons(model: nn.Module, feed: Feed, sums: dict[str, TimeSums], seed: int) -> list[Reading]:
+    """The fit rolled out on a sample of the units, by the map of the other folds."""
     held_out = {
         (site, group): maps
-        for site, of_site in sums.items()
+        for site, of_site in sums.items() if of_site.is_chained
         for group, maps in _held_out(of_site).items()
-    }
+    }  # fmt: skip
     tables: dict[tuple[str, int], Tensor] = {}
-    firsts = {batch.group: batch for batch in reversed(feed.batches)}
-    for group, batch in sorted(firsts.items()):
+    for batch in _sampled(feed, seed):
         forward, mask = feed.forward(model, batch)
         for site, part in transitions(model, forward).items():
-            if not part.is_chained:
+            if (site, batch.group) not in held_out:
                 continue
-            update, scalar = held_out[site, group]
-            found = horizon_sums(
-                update, scalar, part.x, part.inputs, part.y, part.counted(mask)
-            )  # fmt: skip
-            for steps, three in found.items():
-                empty = torch.zeros(GROUPS, 3, dtype=torch.float64)
-                tables.setdefault((site, steps), empty)[group] += three.cpu()
-    samples = {"units": sum(len(batch.units) for batch in firsts.values())}
+            update, decay = held_out[site, batch.group]
+            found = horizon_sums(update, decay, part.x, part.inputs, part.y, part.counted(mask))
+            for steps, five in found.items():
+                empty = torch.zeros(GROUPS, 5, dtype=torch.float64)
+                tables.setdefault((site, steps), empty)[batch.group] += five.cpu()
     readings = []
     for (site, steps), table in tables.items():
         kept = table[table[:, 2] > 0]
-        if len(kept):
-            own, alone = (score(list(kept[:, column]), list(kept[:, 2])) for column in (0, 1))
-            beside = {"residual": as_control(alone, own)}
-            details = {"steps": steps} | sums_of(own)
-            readings.append(_reading(site, "fit", "horizon", own, samples, beside, [], details))
+        samples = {"units": int(table[:, 4].sum()), "rows": int(table[:, 3].sum())}
+        if len(kept) < FEWEST:  # too few of the units are so long
+            continue
+        own, alone = (score(list(kept[:, column]), list(kept[:, 2])) for column in (0, 1))
+        details = {"steps": steps} | sums_of(own)
+        beside = {"residual": as_control(alone, own)}
+        readings.append(_reading((site, "fit", "horizon"), own, samples, beside, details))
     return readings
 
 
-def _held_out(sums: TimeSums) -> dict[int, tuple[LinearUpdate, Tensor]]:
-    """For each group the update, and the scalar, fitted on the other folds."""
-    found: dict[int, tuple[LinearUpdate, Tensor]] = {}
+def _sampled(feed: Feed, seed: int) -> list[Batch]:
+    """Units drawn by their content, in batches of one group each, those of one length together."""
+    group_of = {unit: batch.group for batch in feed.batches for unit in batch.units}
+    sample = draw_sample(feed, Design(units=SAMPLE, seed=seed))
+    of_group: dict[int, list[int]] = {}
+    for member in sorted(sample, key=lambda one: (feed.lengths[one.unit], one.code)):
+        of_group.setdefault(group_of[member.unit], []).append(member.unit)
+    return [
+        Batch(group, tuple(units[start : start + AT_ONCE]))
+        for group, units in sorted(of_group.items())
+        for start in range(0, len(units), AT_ONCE)
+    ]
+
+
+def _held_out(sums: TimeSums) -> dict[int, tuple[LinearUpdate, Decay]]:
+    """For each group the update, and the decay, fitted on the other folds."""
+    found: dict[int, tuple[LinearUpdate, Decay]] = {}
     members = members_of(sums.whole.sums().rows)
     for ridge, of_fold in zip(sums.whole.compute().ridges, members, strict=True):
-        fitted = LinearUpdate.of(*sums.map_without(of_fold, ridge)), sums.scalar_without(of_fold)
+        fitted = LinearUpdate.of(*sums.map_without(of_fold, ridge)), sums.decay_without(of_fold)
         found |= dict.fromkeys(of_fold, fitted)
     return found
 
 
-def _steps(model: nn.Module, forward: Callable[[], Any], mask: Tensor | None) -> dict[Key, Map]:
+def _steps(
+    sums: Container[str], model: nn.Module, forward: Callable[[], Any], mask: Tensor | None
+) -> dict[Key, Map]:
     """A step of each layer as a function of its state."""
-    return {(TIME, site): part for site, part in transitions(model, forward).items()}
+    found = transitions(model, forward)
+    return {(TIME, site): part for site, part in found.items() if site in sums}
 
 
-def _sequences(model: nn.Module, forward: Callable[[], Any], mask: Tensor | None) -> dict[Key, Map]:
+def _sequences(
+    sums: Mapping[str, TimeSums],
+    model: nn.Module,
+    forward: Callable[[], Any],
+    mask: Tensor | None,
+) -> dict[Key, Map]:
     """The last state of each layer that can be followed, as a function of all its inputs."""
     return {
         (TIME, site): Unrolled(part, part.counted(mask))
         for site, part in transitions(model, forward).items()
-        if part.is_chained and part.y.shape[1] > 1
+        if site in sums and sums[site].is_chained
     }
 
 
-def _early_and_late(model: nn.Module, feed: Feed, design: Design, tell: Tell) -> list[Reading]:
+def _early_and_late(
+    model: nn.Module, feed: Feed, sums: Mapping[str, TimeSums], design: Design, tell: Tell
+) -> list[Reading]:
     """`sum` for the inputs of the first half of the steps and those of the second."""
-    found, _ = experiment_sums(
-        model, feed, _sequences, design, tell, ("sum",), alter=_halves
-    )  # fmt: skip
+    if not any(of_site.is_chained for of_site in sums.values()):
+        return []
+    capture = partial(_sequences, sums)
+    found, _ = experiment_sums(model, feed, capture, design, tell, ("sum",), alter=_halves)
     readings = []
-    for sums in found:
-        points = {point._replace(direction=EARLY_AND_LATE): of for point, of in sums.points.items()}
-        readings += readings_of(replace(sums, points=points))
+    for of_site in found:
+        points = {
+            point._replace(direction=EARLY_AND_LATE): of for point, of in of_site.points.items()
+        }
+        readings += readings_of(replace(of_site, points=points))
     return readings
 
 

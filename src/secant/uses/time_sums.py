@@ -2,14 +2,13 @@
 
 Holds: ``TimeSums``, ``TimeResult``, ``gather``, ``Rows``, ``rows_of``.
 May import: torch, jaxtyping, ``secant.errors``, ``secant.engine``, ``secant.gauges``,
-``secant.load``, ``secant.maps``.
+``secant.load``, ``secant.maps``, ``secant.uses.horizons``.
 
 Only sums are kept, by group of units, as for every fit.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,18 +16,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from secant.engine.plan import Batch
 from secant.errors import InputError
 from secant.gauges.fit import AffineMap, Fit, FitResult, Score, fit_from_sums
+from secant.gauges.interval import FOLDS
 from secant.gauges.moments import Moments, added, trained
 from secant.gauges.ridge import Eigen, Eigenbases, ridge_weight
 from secant.load.feed import Feed
 from secant.maps.time import Transition, transitions
+from secant.uses.horizons import Decay
 
 WIDEST = 1024
 """Entries of a state past which its products would cost more than the model."""
 DIRECTIONS = 16
 """Inputs wider than this are remembered along so many fixed random directions of theirs."""
 LAGS = (0, 1, 2, 4, 8, 16, 32)
+FEWEST_FOLDS = 3
+"""Folds that a held-out score with an inner choice of ridge needs."""
 
 Tell = Callable[[int, int], None]
 
@@ -45,13 +49,15 @@ class TimeResult(NamedTuple):
     """What the sums of one layer say.
 
     `whole` fits the next state by state and input, `alone` by the state, `inputs` by the input;
-    `memory` maps a lag to the score of the input so long ago by the state, and by today's input.
+    `memory` maps a lag to the score of the input so long ago by the state, and by today's input;
+    `notes` say why it is empty.
     """
 
     whole: FitResult
     alone: FitResult
     inputs: FitResult
     memory: dict[int, tuple[Score, Score]]
+    notes: list[str]
 
 
 class TimeSums:
@@ -66,6 +72,7 @@ class TimeSums:
                 "Survey a narrower recurrence."
             )
         self.lags = [lag for lag in LAGS if lag <= longest // 2]
+        self.is_chained, self.remembering = True, 0
         self.project: Tensor | None = None
         if self.width > DIRECTIONS:
             draw = torch.Generator().manual_seed(seed % 2**63)
@@ -88,10 +95,11 @@ class TimeSums:
         self.whole.update(torch.cat([before, inputs], 1), after, group)
         self.alone.update(before, after, group)
         self.inputs.update(inputs, after, group)
+        self.is_chained &= found.is_chained
         deepest = self.lags[-1]
         counted = found.counted(mask)
         steps = found.inputs.shape[1]
-        if steps <= deepest:
+        if steps <= deepest or not self.is_chained:
             return
         is_late = torch.ones(found.y.shape[0], steps - deepest, dtype=torch.bool)
         is_late = is_late.to(found.y.device)
@@ -99,6 +107,7 @@ class TimeSums:
             is_late = counted[:, deepest:] & counted[:, : steps - deepest]
         seen = self._seen(found.inputs)
         past = torch.cat([seen[:, deepest - lag : steps - lag] for lag in self.lags], -1)
+        self.remembering += int(is_late.any(1).sum())
         if is_late.any():
             self.memory.update(found.y[:, deepest:][is_late], past[is_late], group)
             self.echo.update(found.inputs[:, deepest:][is_late], past[is_late], group)
@@ -112,14 +121,29 @@ class TimeSums:
         whole, alone = self.whole.compute(bases), self.alone.compute(bases)
         inputs = self.inputs.compute(bases)
         memory: dict[int, tuple[Score, Score]] = {}
-        if self.memory.sum_rows.ndim:
+        notes = []
+        if not self.is_chained:
+            notes.append(
+                "Its steps do not follow on one another (the model calls it for several sequences, "
+                "or changes its state in between): no horizon, no memory."
+            )
+        elif self._folds() < FEWEST_FOLDS:
+            notes.append(f"Too few units take {self.lags[-1] + 1} steps: no memory.")
+        else:
             for place, lag in enumerate(self.lags):
                 own, echo = (
                     fit_from_sums(self._of_lag(gauge.sums(), place), bases).scores["raw"]
                     for gauge in (self.memory, self.echo)
                 )
                 memory[lag] = own, echo
-        return TimeResult(whole, alone, inputs, memory)
+        return TimeResult(whole, alone, inputs, memory, notes)
+
+    def _folds(self) -> int:
+        """How many folds hold units long enough to remember."""
+        if not self.memory.sum_rows.ndim:
+            return 0
+        filled = (self.memory.sum_rows > 0).nonzero()[:, 0]
+        return len(set((filled % FOLDS).tolist()))
 
     def _of_lag(self, sums: Moments, place: int) -> Moments:
         width = sums.t.shape[-1] // len(self.lags)
@@ -139,12 +163,13 @@ class TimeSums:
         mean = y_mean + self.whole.y_centre
         return AffineMap(weight, mean - (x_mean + self.whole.x_centre) @ weight), mean
 
-    def scalar_without(self, groups: list[int]) -> Tensor:
+    def decay_without(self, groups: list[int]) -> Decay:
         """The best multiple of the centred state, fitted on all groups but these."""
         sums = self.alone.sums()
         kept = [sums.of(group) for group in range(len(sums.rows)) if group not in groups]
-        centred = trained(added(kept)).centred
-        return centred.xt.trace() / centred.xx.trace()
+        before, after, centred = trained(added(kept))
+        scalar = centred.xt.trace() / centred.xx.trace()
+        return Decay(scalar, before + self.alone.x_centre, after + self.alone.y_centre)
 
 
 def rows_of(found: Transition, mask: Tensor | None) -> Rows:
@@ -156,33 +181,55 @@ def rows_of(found: Transition, mask: Tensor | None) -> Rows:
     return Rows(*(part[counted] for part in parts))
 
 
-def gather(model: nn.Module, feed: Feed, seed: int, tell: Tell) -> dict[str, TimeSums]:
-    """The sums of every recurrent layer, in one pass over the data.
+def gather(
+    model: nn.Module, feed: Feed, seed: int, tell: Tell
+) -> tuple[dict[str, TimeSums], dict[str, str]]:
+    """The sums of every recurrent layer, in one pass over the data; of others why they have none.
 
-    Raises: `InputError` where a layer's values are not finite, or as `transitions` does.
+    How far back memory is asked for follows from the unit of the median length, whatever the
+    batches.
+
+    Raises: `InputError` as `transitions` does.
     """
     found: dict[str, TimeSums] = {}
+    skipped: dict[str, str] = {}
+    lengths = _middle_lengths(model, feed)
     done = 0
     for batch in feed.batches:
         forward, mask = feed.forward(model, batch)
         for site, part in transitions(model, forward).items():
-            rows = rows_of(part, mask)
-            if not all(bool(one.isfinite().all()) for one in rows):
-                raise InputError(
-                    f"site {site!r}: its states or inputs hold values that are not finite, so "
-                    "that no later step can be fitted. Give units without them."
-                )
-            if site not in found:
-                found[site] = TimeSums(site, rows, _length(part, mask), seed)
-            found[site].add(part, mask, batch.group)
+            if site in skipped:
+                continue
+            try:
+                if site not in found:
+                    longest = lengths.get(site, part.y.shape[1])
+                    found[site] = TimeSums(site, _finite(part, mask), longest, seed)
+                _finite(part, mask)
+                found[site].add(part, mask, batch.group)
+            except InputError as error:
+                skipped[site] = str(error)
+                found.pop(site, None)
         done += len(batch.units)
         tell(done, len(feed.units))
-    return found
+    return found, skipped
 
 
-def _length(found: Transition, mask: Tensor | None) -> int:
-    """The median number of steps that a unit counts."""
-    counted = found.counted(mask)
-    if counted is None:
-        return found.y.shape[1]
-    return int(statistics.median(counted.sum(1).tolist()))
+def _finite(part: Transition, mask: Tensor | None) -> Rows:
+    rows = rows_of(part, mask)
+    if not all(bool(one.isfinite().all()) for one in rows):
+        raise InputError(
+            f"site {part.site!r}: its states or inputs hold values that are not finite, so that no "
+            "later step can be fitted. Give units without them."
+        )
+    return rows
+
+
+def _middle_lengths(model: nn.Module, feed: Feed) -> dict[str, int]:
+    """How many steps each layer takes of the unit of the median length."""
+    ordered = sorted(range(len(feed.lengths)), key=lambda u: (feed.lengths[u], feed.contents[u]))
+    forward, mask = feed.forward(model, Batch(0, (ordered[len(ordered) // 2],)))
+    lengths = {}
+    for site, part in transitions(model, forward).items():
+        taken = part.valid if mask is None or mask.shape != part.y.shape[:2] else part.counted(mask)
+        lengths[site] = part.y.shape[1] if taken is None else int(taken.sum())
+    return lengths
