@@ -60,7 +60,7 @@ footer{padding-bottom:2.5rem}
 """
 
 CHART_CSS = """
-svg.plot{display:block;width:100%;height:auto;overflow:hidden}
+svg.plot{display:block;width:100%;max-width:680px;height:auto;overflow:hidden}
 svg.plot text{font:12px/1 var(--sans);fill:var(--soft)}
 svg.plot text.na{fill:var(--c);text-anchor:middle}
 svg.plane{max-width:400px;margin:0 auto}

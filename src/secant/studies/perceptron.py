@@ -49,6 +49,8 @@ DRAWN = 4000
 """Rows of the drawn set; with ten features the fitted slope is then known to some 4 %."""
 FEATURES = 10
 BINS = 10
+LEAST = 1e-3
+"""Smallest probability that is drawn."""
 STEPS = 50
 """Newton steps of the recalibration at most; two numbers need fewer than ten."""
 
@@ -220,7 +222,7 @@ def _finding(
                        (low, high), 1.0 if model == "logistic regression" else None,
                        "supported" if is_calibrated == (model != "perceptron") else "refuted")
             )  # fmt: skip
-            curves.append(_reliability_curve(name, model, one[model]["reliability"]))
+            curves += _reliability_curves(name, model, one[model]["reliability"])
     verdicts = [one.verdict for one in figures]
     is_decided = all(one != "refuted" for one in verdicts)
     changed = any(one.value for one in figures if "decisions" in one.name)
@@ -239,7 +241,7 @@ def _finding(
         "average: that is one number of what the likelihood fits.",
         figures=figures,
         curves=curves,
-        foot="probability told, mean of each tenth of the rows",
+        foot="tenths of the rows, by the probability told",
         numbers=numbers,
         settings=settings,
         seed=seed,
@@ -249,12 +251,21 @@ def _finding(
     )
 
 
-def _reliability_curve(name: str, model: str, reliability: list[list[float]]) -> Curve:
-    """Share of class 1 against the probability told; log axes have no 0."""
+def _reliability_curves(name: str, model: str, reliability: list[list[float]]) -> list[Curve]:
+    """Probability told and share that came true, tenth by tenth; log axes show none below LEAST."""
     told, seen, counts = (list(part) for part in zip(*reliability, strict=True))
     ends: list[tuple[float, float] | None] = []
     for share, count in zip(seen, counts, strict=True):
         reach = 1.96 * (share * (1 - share) / count) ** 0.5
-        ends.append((share - reach, min(share + reach, 1.0)) if share - reach > 0 else None)
-    return Curve(f"share that came true ({name})", model, [max(one, 1e-12) for one in told],
-                 [one or None for one in seen], ends)  # fmt: skip
+        low, high = share - reach, min(share + reach, 1.0)
+        ends.append((low, high) if low >= LEAST else None)
+    places = [float(place) for place in range(1, len(told) + 1)]
+    title = f"{model} on the {name} set"
+    return [
+        Curve(title, "told", places, [_drawn(one) for one in told], [None] * len(told)),
+        Curve(title, "came true", places, [_drawn(one) for one in seen], ends),
+    ]
+
+
+def _drawn(value: float) -> float | None:
+    return value if value >= LEAST else None
