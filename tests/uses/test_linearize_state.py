@@ -505,6 +505,18 @@ def test_a_float64_model_has_linear_states_of_float64(tmp_path):
     assert torch.equal(restore_state(model, tmp_path)(x), found.module(x))
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_model_of_half_precision_keeps_its_type_outside(layers):
+    """Its linear states are float32; fitted on rounded states, they are as near as those are."""
+    model = Called(positive(layers).rnn, 4).eval()
+    found = linearize_state(copy.deepcopy(model).bfloat16(), UNITS, batch_size=16)
+    assert {one.dtype for one in found.module.rnn.parameters()} == {torch.float32}
+    out = found.module(X.bfloat16())
+    assert out.dtype == torch.bfloat16
+    apart = (out.float() - model(X)).norm() / model(X).norm()
+    assert apart < 0.02
+
+
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
 def test_what_comes_back_lies_where_the_model_does(tmp_path):
     """On torch's `meta`, a device that every machine has."""

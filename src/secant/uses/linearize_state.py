@@ -192,24 +192,16 @@ def linearize_state(
     task, why = task_of(scored, loaded.model)
     notes = [] if task else [f"No loss: {why}. The change of the outputs stands for it."]
     linear, layers, left = _replaced(loaded.model, fitted, names, task, budget, progress)
-    notes += [
-        f"{one.site}: its largest eigenvalue is {one.radius:.4f}: over sequences longer than these "
-        "its state may grow."
-        for one in layers if one.radius > 1
-    ]  # fmt: skip
-    first, second = (output_sums(scored, loaded.model, one, task) for one in (loaded.model, linear))
-    before, after = told(first, task), told(second, task)
+    notes += _growing(layers)
+    replaced = [name for name in names if name not in left]
     inputs = Batch(0, tuple(range(min(batch_size, len(scored.units)))))
-    before["seconds"], after["seconds"] = timed(scored, loaded.model, linear, inputs)
-    for held, one in ((before, loaded.model), (after, linear)):
-        parts = [one.get_submodule(name) for name in names if name not in left]
-        held["parameters"] = sum(p.numel() for part in parts for p in part.parameters())
+    before, after, costs = _compared(scored, (loaded.model, linear), task, replaced, inputs)
     packages = ("secant", "torch", "numpy")
     return LinearizedState(
         loaded.name, data.name, {"fitted": len(fitted.units), "scored": len(scored.units)},
         len(inputs.units), layers, {shown(name): reason for name, reason in left.items()},
         task.unit if task else "share of the outputs' variance", before, after,
-        change(first, second), [*notes, *few_units(len(scored.units)), *scored.notes], seed,
+        costs, [*notes, *few_units(len(scored.units)), *scored.notes], seed,
         {"python": platform.python_version()} | {name: version(name) for name in packages},
         module=linear,
     )  # fmt: skip
@@ -272,3 +264,26 @@ def _replaced(
         reasons = "; ".join(f"{shown(name)}: {reason}" for name, reason in left.items())
         raise InputError(f"linearize-state: no layer {told_}: {reasons}. Give {advice}.")
     return linear, layers, left
+
+
+def _growing(layers: list[Layer]) -> list[str]:
+    """What must be known of states that may grow."""
+    return [
+        f"{one.site}: its largest eigenvalue is {one.radius:.4f}: over sequences longer than these "
+        "its state may grow."
+        for one in layers if one.radius > 1
+    ]  # fmt: skip
+
+
+def _compared(
+    feed: Feed, models: tuple[nn.Module, nn.Module], task: Task | None, names: list[str],
+    inputs: Batch,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """What is told of both models, and the change; `names` are the modules that were replaced."""
+    first, second = (output_sums(feed, models[0], one, task) for one in models)
+    before, after = told(first, task), told(second, task)
+    before["seconds"], after["seconds"] = timed(feed, *models, inputs)
+    for held, one in zip((before, after), models, strict=True):
+        parts = [one.get_submodule(name) for name in names]
+        held["parameters"] = sum(p.numel() for part in parts for p in part.parameters())
+    return before, after, change(first, second)
