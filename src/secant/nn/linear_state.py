@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from secant.errors import InputError
 from secant.nn.scan import scan
@@ -33,6 +34,9 @@ class LinearLayer(nn.Module):
     Shapes: u (batch, length, inputs), state (batch, state), real; gives every state and takes a
     first one. Cost a step, products: state · (2 inputs + 2 state) by eigenvalues, and
     state · (inputs + state) one step after another by the matrix.
+
+    Numbers: in the type of its parameters, whatever comes; where that is of half precision, in
+    float32, also under autocast.
     """
 
     def __init__(self, size: tuple[int, int], pairs: int | None) -> None:
@@ -56,13 +60,14 @@ class LinearLayer(nn.Module):
         a: Float64[Tensor, "state state"],
         b: Float64[Tensor, "state inputs"],
         bias: Float64[Tensor, " state"],
+        dtype: torch.dtype = torch.float32,
     ) -> LinearLayer:
-        """The layer with these matrices, columns on the right, in float32."""
+        """The layer with these matrices, columns on the right, in `dtype`."""
         values, vectors = torch.linalg.eig(a.cpu())
         size = (b.shape[1], len(a))
         is_good = bool(torch.linalg.cond(vectors) <= WORST_BASIS)
         kept = values.imag >= 0
-        layer = cls(size, int(kept.sum()) if is_good else None)
+        layer = cls(size, int(kept.sum()) if is_good else None).to(dtype)
         with torch.no_grad():
             if not is_good:
                 for name, value in (("transition", a), ("write", b), ("bias", bias)):
@@ -85,16 +90,26 @@ class LinearLayer(nn.Module):
         """Whether it runs by its eigenvalues."""
         return self.pairs is not None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that it computes in: that of its parameters, of half precision float32."""
+        return torch.promote_types(self.write.dtype, torch.float32)
+
     def forward(self, u: Tensor, state: Tensor) -> Tensor:
         """Every state, (batch, length, state)."""
-        driven = functional.linear(u, self.write, self.bias)
+        with torch.autocast(u.device.type, enabled=False):
+            return self._states(u.to(self.dtype), state.to(self.dtype))
+
+    def _states(self, u: Tensor, state: Tensor) -> Tensor:
+        driven = functional.linear(u, self.write.to(u), self.bias.to(u))
         if self.pairs is None:
-            return scan(self.transition, driven, state, is_matrix=True)
+            return scan(self.transition.to(u), driven, state, is_matrix=True)
         real, imaginary = torch.split(driven, self.pairs, -1)
-        first = torch.complex(*torch.split(functional.linear(state, self.enter), self.pairs, -1))
-        turn = torch.view_as_complex(self.eigenvalues)
+        entered = functional.linear(state, self.enter.to(u))
+        first = torch.complex(*torch.split(entered, self.pairs, -1))
+        turn = torch.view_as_complex(self.eigenvalues.to(u))
         z = scan(turn, torch.complex(real, imaginary), first)
-        return functional.linear(torch.cat([z.real, z.imag], -1), self.leave)
+        return functional.linear(torch.cat([z.real, z.imag], -1), self.leave.to(u))
 
     def extra_repr(self) -> str:
         """What it was made with."""
@@ -108,49 +123,159 @@ class LinearState(nn.Module):
 
     `layers` in torch's order (forward and reverse of the first, of the second, ...); `outputs` is
     how many leading entries of a layer's state it hands on. An LSTM's state is (h, c) side by
-    side, and comes and goes as two tensors.
+    side, and comes and goes as two tensors. `mode`, `bias` and `dropout` are those of the module
+    it stands for; its sizes have torch's names too. Dropout falls between layers in training.
 
-    Shapes: as of torch's module with the same `batch_first`. Half precision runs in float32.
+    Shapes: as of torch's module with the same `batch_first`, and as there a ``PackedSequence``
+    gives one back: the reverse direction starts at each sequence's end. It computes in the type of
+    its parameters, of half precision in float32, and gives the type that came.
 
-    Raises: `InputError` for a ``PackedSequence`` or an input without a batch.
+    Raises: `InputError` for an input without a batch or without a step, and states that do not fit.
     """
 
     def __init__(
-        self, layers: Sequence[LinearLayer], *, outputs: int, ways: int, batch_first: bool
+        self,
+        layers: Sequence[LinearLayer],
+        *,
+        mode: str,
+        outputs: int,
+        ways: int,
+        batch_first: bool,
+        bias: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.outputs, self.ways, self.batch_first = outputs, ways, batch_first
+        self.mode, self.outputs, self.ways, self.batch_first = mode, outputs, ways, batch_first
+        self.bias, self.dropout = bias, dropout
 
-    def forward(self, x: Any, hx: Any = None) -> tuple[Tensor, Any]:
+    @property
+    def bidirectional(self) -> bool:
+        """Whether it goes both ways."""
+        return self.ways == 2
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers lie on one another; two directions are one layer."""
+        return len(self.layers) // self.ways
+
+    @property
+    def input_size(self) -> int:
+        """Features of its input."""
+        return self._layer(0).inputs
+
+    @property
+    def hidden_size(self) -> int:
+        """Entries of h; of an LSTM's c, where h is a projection."""
+        state = self._layer(0).state
+        return state - self.outputs if self.mode == "LSTM" else state
+
+    @property
+    def proj_size(self) -> int:
+        """Entries of h where it is a projection, else 0."""
+        return 0 if self.outputs == self.hidden_size else self.outputs
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that it computes in."""
+        return self._layer(0).dtype
+
+    def flatten_parameters(self) -> None:
+        """Nothing: its parameters have no memory to share. Models call it on torch's."""
+
+    def forward(self, x: Any, hx: Any = None) -> tuple[Any, Any]:
         """What the last layer hands on at every step, and the last states of all."""
-        if not isinstance(x, Tensor) or x.ndim != 3:
-            what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise InputError(
-                f"LinearState: expected a tensor with batch, length and features; got {what}. "
-                "Give it padded sequences, not packed ones."
-            )
-        hidden = (x if self.batch_first else x.transpose(0, 1)).float()
-        starts = self._starts(hx, hidden)
-        ends = []
+        lengths = None
+        if isinstance(x, PackedSequence):
+            rows, counts = pad_packed_sequence(x, batch_first=True)
+            lengths = counts.to(rows.device)
+        else:
+            self._check(x)
+            rows = x if self.batch_first else x.transpose(0, 1)
+        hidden = rows.to(self.dtype)
+        hidden, ends = self.run(hidden, self._starts(hx, hidden), lengths)
+        hidden, last = hidden.to(rows.dtype), torch.stack(ends).to(rows.dtype)
+        output: Any = hidden if self.batch_first else hidden.transpose(0, 1)
+        if isinstance(x, PackedSequence):
+            output = _packed_like(x, hidden, counts)
+        if self.mode != "LSTM":
+            return output, last
+        h, c = torch.split(last, [self.outputs, last.shape[-1] - self.outputs], -1)
+        return output, (h.contiguous(), c.contiguous())
+
+    def run(
+        self, hidden: Tensor, starts: Sequence[Tensor], lengths: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What the last layer hands on and each one's last state, from its first.
+
+        `hidden` (batch, length, inputs); `lengths` (batch,) says how many steps of each sequence
+        count, all if None. What comes out past them means nothing.
+        """
+        ends: list[Tensor] = []
         for place in range(0, len(self.layers), self.ways):
+            if place and self.dropout:
+                hidden = functional.dropout(hidden, self.dropout, self.training)
             handed = []
             for way in range(self.ways):
-                layer = self.layers[place + way]
-                states = layer(hidden.flip(1) if way else hidden, starts[place + way])
-                ends.append(states[:, -1])
+                steps = _turned(hidden, lengths) if way else hidden
+                states = self.layers[place + way](steps, starts[place + way])
+                ends.append(_last(states, lengths))
                 out = states[..., : self.outputs]
-                handed.append(out.flip(1) if way else out)
+                handed.append(_turned(out, lengths) if way else out)
             hidden = torch.cat(handed, -1)
-        last = torch.stack(ends).to(x.dtype)
-        output = (hidden if self.batch_first else hidden.transpose(0, 1)).to(x.dtype)
-        if last.shape[-1] == self.outputs:
-            return output, last
-        return output, (last[..., : self.outputs], last[..., self.outputs :])
+        return hidden, ends
+
+    def _layer(self, place: int) -> LinearLayer:
+        layer = self.layers[place]
+        assert isinstance(layer, LinearLayer)
+        return layer
+
+    def _check(self, x: Any) -> None:
+        if isinstance(x, Tensor) and x.ndim == 3 and x.shape[1 if self.batch_first else 0]:
+            return
+        what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(
+            "LinearState: expected a tensor with batch, length and features, of one step at least, "
+            f"or a PackedSequence; got {what}. Give it a batch of sequences."
+        )
 
     def _starts(self, hx: Any, x: Tensor) -> list[Tensor]:
+        """The first state of each layer and direction; zeros if none was given."""
+        state = self._layer(0).state
         if hx is None:
-            sizes = [int(layer.state) for layer in self.layers]  # type: ignore[arg-type]
-            return [x.new_zeros(len(x), size) for size in sizes]
-        whole = torch.cat(hx, -1) if isinstance(hx, tuple) else hx
-        return list(whole.to(x.dtype))
+            return [x.new_zeros(len(x), state) for _ in self.layers]
+        parts = list(hx) if isinstance(hx, tuple | list) else [hx]
+        sizes = [self.outputs, state - self.outputs] if self.mode == "LSTM" else [state]
+        wanted = [(len(self.layers), len(x), size) for size in sizes]
+        came = [tuple(part.shape) for part in parts]
+        if came != wanted:
+            raise InputError(
+                f"LinearState: expected first states of shapes {wanted} (layers and directions, "
+                f"batch, entries); got {came}. Give those of an {self.mode}, or none for zeros."
+            )
+        return list(torch.cat([part.to(x.dtype) for part in parts], -1))
+
+
+def _turned(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Each sequence backwards within its length; what lies past it stays."""
+    if lengths is None:
+        return x.flip(1)
+    place = torch.arange(x.shape[1], device=x.device)
+    back = lengths[:, None] - 1 - place
+    return x.gather(1, torch.where(back >= 0, back, place)[..., None].expand_as(x))
+
+
+def _last(states: Tensor, lengths: Tensor | None) -> Tensor:
+    """The state after each sequence's last step."""
+    if lengths is None:
+        return states[:, -1]
+    return states[torch.arange(len(states), device=states.device), lengths - 1]
+
+
+def _packed_like(x: PackedSequence, rows: Tensor, lengths: Tensor) -> PackedSequence:
+    """The rows packed in the order of `x`."""
+    if x.sorted_indices is not None:
+        order = x.sorted_indices
+        rows, lengths = rows.index_select(0, order), lengths[order.to(lengths.device)]
+    data = pack_padded_sequence(rows, lengths, batch_first=True).data
+    return PackedSequence(data, x.batch_sizes, x.sorted_indices, x.unsorted_indices)

@@ -1,6 +1,6 @@
 """Recurrent layers replaced by the linear update that fits their steps, and run as scans.
 
-Holds: ``linearize_state`` and its result ``LinearizedState``, of ``Layer``; ``restore_state``.
+Holds: ``linearize_state`` and its result ``LinearizedState``; ``restore_state``.
 May import: torch, safetensors, ``secant.engine``, ``secant.errors``, ``secant.gauges``,
 ``secant.load``, ``secant.maps``, ``secant.nn``, ``secant.readings``, ``secant.uses``.
 """
@@ -10,75 +10,45 @@ from __future__ import annotations
 import copy
 import json
 import platform
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load_model as load_weights
+from torch import nn
 
-from secant.engine.files import written_whole
 from secant.engine.plan import Batch, group_of
 from secant.errors import InputError, LoadError
-from secant.gauges.fit import Fit
 from secant.gauges.interval import GROUPS, few_units
 from secant.load.data import Units, load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model
 from secant.load.options import DEFAULTS, LoadOptions
-from secant.maps.calls import first_tensor
-from secant.maps.time import Transition, recurrent_modules, transitions
 from secant.nn.linear_state import LinearLayer, LinearState
-from secant.readings import SCHEMA, interval_of, number, plain, writable, write
-from secant.uses.anatomy import mean_interval
-from secant.uses.horizons import LinearUpdate
-from secant.uses.scores import Task, counted, task_of, token_ids
-from secant.uses.time_sums import rows_of
+from secant.readings import SCHEMA, plain, writable, write
+from secant.uses.linear_fit import JoinError, Layer, fitted_state, shown
+from secant.uses.output_scores import change, output_sums, timed, told
+from secant.uses.saved_modules import save_weights
+from secant.uses.scores import Task, task_of
 
 Progress = Callable[[str, int, int], None]
 WEIGHTS, SAID = "model.safetensors", "linear_state.json"
-REPEATS = 7
-"""Rounds in which model and linear model are timed in turn."""
-
-
-class _Kind(NamedTuple):
-    """How torch's module hands its states on."""
-
-    outputs: int
-    ways: int
-    batch_first: bool
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer of a recurrence: held-out R² of its update, and what it became.
-
-    `raw` is of the next state, `beyond` what the update adds to a plain decay of it, each with its
-    interval. `radius` is the largest modulus of its eigenvalues; from 1 on the state would grow
-    over sequences longer than those fitted. `form` is "eigenvalues" or "matrix".
-    """
-
-    site: str
-    state: int
-    inputs: int
-    raw: dict[str, Any]
-    beyond: dict[str, Any]
-    radius: float
-    form: str
+OF_STATE = ("mode", "outputs", "ways", "batch_first", "bias", "dropout")
+"""What a `LinearState` is made with besides its layers."""
 
 
 @dataclass(frozen=True)
 class LinearizedState:
     """A model with linear recurrences, what that costs it and how much faster it is.
 
-    `layers` were replaced, in order; `left` says of other recurrent modules why not. `before` and
-    `after` hold loss and accuracy (where the data has a task, else nothing) on the units scored,
-    the median seconds of a forward of `batch` units and the parameters of the recurrences.
+    `layers` were replaced, in order; `left` says of each RNN, GRU or LSTM that was not why not.
+    `before` and `after` hold loss and accuracy (where the data has a task, else nothing) on the
+    units scored, the median seconds of a forward of `batch` units and the parameters of the
+    recurrences.
     `change` is the loss after less before, with its interval paired by groups of units, or the
     squared change of the outputs as a share of their variance where there is no task.
     """
@@ -110,20 +80,17 @@ class LinearizedState:
 
         Raises: `InputError` if the folder cannot be written.
         """
-        kinds = {
-            name: {
-                "outputs": part.outputs,
-                "ways": part.ways,
-                "batch_first": part.batch_first,
+        kinds = [
+            {
+                "names": of_one,
                 "layers": [[one.inputs, one.state, one.pairs] for one in part.layers],
+                **{key: getattr(part, key) for key in OF_STATE},
             }
-            for name, part in self.module.named_modules()
-            if isinstance(part, LinearState)
-        }
-        state = {key: one.contiguous() for key, one in self.module.state_dict().items()}
+            for of_one in _names_of(self.module, LinearState).values()
+            if isinstance(part := self.module.get_submodule(of_one[0]), LinearState)
+        ]
         with writable(folder):
-            with written_whole(folder / WEIGHTS) as part:
-                save_file(state, part)
+            save_weights(self.module, folder)
             said = json.dumps(self.as_dict() | {"modules": kinds}, indent=1, allow_nan=False)
             write(folder / SAID, said)
         return [folder / WEIGHTS, folder / SAID]
@@ -132,26 +99,50 @@ class LinearizedState:
 def restore_state(model: nn.Module, folder: str | Path) -> nn.Module:
     """A copy of `model`, the one that was linearized, as `LinearizedState.save` left it.
 
+    Its linear layers lie where those of `model` do.
+
     Raises: `LoadError` if the files cannot be read or belong to another model.
     """
     folder = Path(folder)
     try:
         modules = json.loads((folder / SAID).read_bytes())["modules"]
-        weights = load_file(folder / WEIGHTS)
         module = copy.deepcopy(model)
-        for name, kind in modules.items():
+        for kind in modules:
+            like = next(module.get_submodule(kind["names"][0]).parameters())
             layers = [
                 LinearLayer((inputs, state), pairs) for inputs, state, pairs in kind["layers"]
             ]
-            others = {key: kind[key] for key in ("outputs", "ways", "batch_first")}
-            module.set_submodule(name, LinearState(layers, **others))
-        module.load_state_dict(weights)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            made = LinearState(layers, **{key: kind[key] for key in OF_STATE})
+            made = made.to(like.device, torch.promote_types(like.dtype, torch.float32))
+            module = _with_module(module, kind["names"], made)
+        load_weights(module, str(folder / WEIGHTS))
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, StopIteration,
+        IndexError, SafetensorError,
+    ) as error:  # fmt: skip
         raise LoadError(
             f"expected in {str(folder)!r} what `secant linearize-state` wrote for this model; it "
             f"cannot be read ({error}). Give the folder of its --out and the model it was given."
         ) from error
     return module.eval()
+
+
+def _names_of(model: nn.Module, kind: type[nn.Module]) -> dict[str, list[str]]:
+    """All names of each module of a kind, under its first: one module may stand in many places."""
+    names: dict[int, list[str]] = {}
+    for name, part in model.named_modules(remove_duplicate=False):
+        if isinstance(part, kind):
+            names.setdefault(id(part), []).append(name)
+    return {of_one[0]: of_one for of_one in names.values()}
+
+
+def _with_module(model: nn.Module, names: list[str], part: nn.Module) -> nn.Module:
+    """The model with `part` in these places; it alone where the model itself is the place."""
+    for name in names:
+        if not name:
+            return part
+        model.set_submodule(name, part)
+    return model
 
 
 def linearize_state(
@@ -183,30 +174,16 @@ def linearize_state(
     Raises: `InputError` for a model without such a module, if none fits in the budget, too few
         units, or values that are not finite.
 
-    Cost: two passes over the fitted units a module with its steps one by one, some twenty forwards.
+    Cost: for each module as many passes over the fitted half as it has layers, the steps of all
+    recurrences one by one. With a budget a forward pass over it at the start and one a module; at
+    the end a pass of either model over the scored half (without a loss, twice the forwards), and
+    sixteen forwards of one batch, timed.
     """
     loaded = model if isinstance(model, Loaded) else load_model(model, loading)
     if not isinstance(data, Units):
         data = load_data(data, column, loading, rows)
-    units = data.first(rows)
-    whole = Feed(loaded, units, groups=2 * GROUPS, batch_size=batch_size, seed=seed)
-    halves = [
-        units.take([place for place, one in enumerate(whole.contents)
-                    if group_of(one, seed, 2 * GROUPS) % 2 == half])
-        for half in (0, 1)
-    ]  # fmt: skip
-    if min(map(len, halves)) < GROUPS:
-        raise InputError(
-            f"linearize-state: each half of the units, one fitted and one scored, needs {GROUPS}; "
-            f"got {len(units)} in all. Give some dozens."
-        )
-    fitted, scored = (
-        Feed(loaded, half, groups=GROUPS, batch_size=batch_size, seed=seed) for half in halves
-    )
-    names = [
-        name for name in recurrent_modules(loaded.model)
-        if isinstance(loaded.model.get_submodule(name), nn.RNNBase)
-    ]  # fmt: skip
+    fitted, scored = _halves(loaded, data.first(rows), batch_size, seed)
+    names = _names_of(loaded.model, nn.RNNBase)
     if not names:
         raise InputError(
             f"linearize-state: {type(loaded.model).__name__} has no nn.RNN, nn.GRU or nn.LSTM. "
@@ -214,214 +191,99 @@ def linearize_state(
         )
     task, why = task_of(scored, loaded.model)
     notes = [] if task else [f"No loss: {why}. The change of the outputs stands for it."]
-    linear = copy.deepcopy(loaded.model)
-    layers: list[Layer] = []
-    left: dict[str, str] = {}
-    start = _scores(fitted, loaded.model, loaded.model, task)
-    for done, name in enumerate(names):
-        progress("linear states", done, len(names))
-        kept = linear.get_submodule(name)
-        made, said = _fitted(linear, name, fitted)
-        linear.set_submodule(name, made)
-        if budget is not None:
-            growth = _change(start, _scores(fitted, loaded.model, linear, task))["value"]
-            if growth is None or not growth <= budget:
-                linear.set_submodule(name, kept)
-                left[name] = f"it would bring the change to {growth}, over the budget of {budget:g}"
-                continue
-        layers += said
-    progress("linear states", len(names), len(names))
-    if not layers:
-        raise InputError(
-            f"linearize-state: no layer fits in the budget of {budget:g}: "
-            + "; ".join(f"{name}: {reason}" for name, reason in left.items())
-            + ". Give a larger one, or none."
-        )
-    notes += [
-        f"{one.site}: its largest eigenvalue is {one.radius:.4f}: over sequences longer than these "
-        "its state may grow."
-        for one in layers if one.radius > 1
-    ]  # fmt: skip
-    first, second = (_scores(scored, loaded.model, one, task) for one in (loaded.model, linear))
-    before, after = _told(first, task), _told(second, task)
+    linear, layers, left = _replaced(loaded.model, fitted, names, task, budget, progress)
+    notes += _growing(layers)
+    replaced = [name for name in names if name not in left]
     inputs = Batch(0, tuple(range(min(batch_size, len(scored.units)))))
-    for held, seconds in zip((before, after), _timed(scored, loaded.model, linear, inputs),
-                             strict=True):  # fmt: skip
-        held["seconds"] = seconds
-    for held, one in ((before, loaded.model), (after, linear)):
-        parts = [one.get_submodule(name) for name in names if name not in left]
-        held["parameters"] = sum(p.numel() for part in parts for p in part.parameters())
+    before, after, costs = _compared(scored, (loaded.model, linear), task, replaced, inputs)
     packages = ("secant", "torch", "numpy")
     return LinearizedState(
-        loaded.name, units.name, {"fitted": len(fitted.units), "scored": len(scored.units)},
-        len(inputs.units), layers, left,
+        loaded.name, data.name, {"fitted": len(fitted.units), "scored": len(scored.units)},
+        len(inputs.units), layers, {shown(name): reason for name, reason in left.items()},
         task.unit if task else "share of the outputs' variance", before, after,
-        _change(first, second), [*notes, *few_units(len(scored.units)), *scored.notes], seed,
+        costs, [*notes, *few_units(len(scored.units)), *scored.notes], seed,
         {"python": platform.python_version()} | {name: version(name) for name in packages},
         module=linear,
     )  # fmt: skip
 
 
-# Fitting -----------------------------------------------------------------------------------
+def _halves(loaded: Loaded, units: Units, batch_size: int, seed: int) -> list[Feed]:
+    """The units that are fitted and those that are scored, by a hash of their content.
 
-
-def _fitted(model: nn.Module, name: str, feed: Feed) -> tuple[LinearState, list[Layer]]:
-    """The linear layers of one module, each fitted on what those below hand on."""
-    module = model.get_submodule(name)
-    assert isinstance(module, nn.RNNBase)
-    ways = 2 if module.bidirectional else 1
-    layers: list[LinearLayer] = []
-    said: list[Layer] = []
-    kind = _Kind(module.proj_size or module.hidden_size, ways, module.batch_first)
-    for _ in range(module.num_layers):
-        found: list[Fit] = [*[None] * ways]  # type: ignore[list-item]
-        alone: list[Fit] = [*[None] * ways]  # type: ignore[list-item]
-        sites: list[str] = [""] * ways
-        for batch in feed.batches:
-            forward, mask = feed.forward(model, batch)
-            parts = [part for site, part in transitions(model, forward).items()
-                     if _belongs(site, name)]  # fmt: skip
-            lower = _lowered(layers, parts, kind)
-            for way in range(ways):
-                part = parts[len(layers) + way]
-                sites[way] = part.site
-                inputs = part.inputs if lower is None else lower[way]
-                _add(found, alone, way, part, inputs, mask, batch.group)
-        for way in range(ways):
-            layer, one = _solved(sites[way], found[way], alone[way])
-            said.append(one)
-            layers.append(layer.to(next(module.parameters()).device))
-    return LinearState(layers, outputs=kind.outputs, ways=ways, batch_first=kind.batch_first), said
-
-
-def _belongs(site: str, name: str) -> bool:
-    """Whether a transition is of this module, in its first call."""
-    return "@" not in site and (site == name or site.rpartition(".")[0] == name)
-
-
-def _lowered(
-    layers: list[LinearLayer], parts: list[Transition], kind: _Kind
-) -> list[Tensor] | None:
-    """What the linear layers so far hand on, in the order of each direction; None for the first."""
-    if not layers:
-        return None
-    hidden = parts[0].inputs.float()
-    with torch.no_grad():
-        for place in range(0, len(layers), kind.ways):
-            handed = []
-            for way in range(kind.ways):
-                part = parts[place + way]
-                steps = hidden.flip(1) if way else hidden
-                states = layers[place + way](steps, part.x[:, 0].float())
-                out = states[..., : kind.outputs]
-                handed.append(out.flip(1) if way else out)
-            hidden = torch.cat(handed, -1)
-    return [hidden, hidden.flip(1)][: kind.ways]
-
-
-def _add(
-    found: list[Fit], alone: list[Fit], way: int, part: Transition, inputs: Tensor,
-    mask: Tensor | None, group: int,
-) -> None:  # fmt: skip
-    """One batch's steps of one direction, to the fit of state and input and that of the state."""
-    rows = rows_of(_with_inputs(part, inputs), mask)
-    x = torch.cat([rows.before, rows.inputs.to(rows.before)], 1)
-    if not bool(x.isfinite().all()) or not bool(rows.after.isfinite().all()):
+    Raises: `InputError` if either half has fewer than `GROUPS`.
+    """
+    whole = Feed(loaded, units, groups=2 * GROUPS, batch_size=batch_size, seed=seed)
+    halves = [
+        whole.units.take([place for place, one in enumerate(whole.contents)
+                          if group_of(one, seed, 2 * GROUPS) % 2 == half])
+        for half in (0, 1)
+    ]  # fmt: skip
+    if min(map(len, halves)) < GROUPS:
         raise InputError(
-            f"linearize-state: the states of {part.site!r} hold values that are not finite. Give "
-            "units without them."
+            f"linearize-state: each half of the units, one fitted and one scored, needs {GROUPS}; "
+            f"got {len(whole.units)} in all. Give some dozens."
         )
-    if found[way] is None:
-        centres = [one.double().mean(0) for one in (x, rows.before, rows.after)]
-        found[way] = Fit(centres[0], centres[2]).to(x.device)
-        alone[way] = Fit(centres[1], centres[2]).to(x.device)
-    found[way].update(x, rows.after, group)
-    alone[way].update(rows.before, rows.after, group)
+    feeds = [Feed(loaded, half, groups=GROUPS, batch_size=batch_size, seed=seed) for half in halves]
+    for feed in feeds:
+        feed.notes = whole.notes  # what was dropped or cut, of both
+    return feeds
 
 
-def _with_inputs(part: Transition, inputs: Tensor) -> Transition:
-    return Transition(part.site, part.cell, inputs, part.x, part.y, part.valid, part.is_reversed)
+def _replaced(
+    model: nn.Module, feed: Feed, names: dict[str, list[str]], task: Task | None,
+    budget: float | None, progress: Progress,
+) -> tuple[nn.Module, list[Layer], dict[str, str]]:  # fmt: skip
+    """A copy of the model with linear states, what is said of each, and of others why they stay.
+
+    Raises: `InputError` if all stay.
+    """
+    linear = copy.deepcopy(model)
+    layers: list[Layer] = []
+    left: dict[str, str] = {}
+    start = None if budget is None else output_sums(feed, model, model, task)
+    for done, (name, places) in enumerate(names.items()):
+        progress("linear states", done, len(names))
+        kept = linear.get_submodule(name)
+        try:
+            made, said = fitted_state(linear, name, feed)
+        except JoinError as error:
+            left[name] = str(error)
+            continue
+        linear = _with_module(linear, places, made)
+        if start is not None and budget is not None:
+            growth = change(start, output_sums(feed, model, linear, task))["value"]
+            if growth is None or not growth <= budget:
+                linear = _with_module(linear, places, kept)
+                left[name] = f"it would bring the change to {growth}, over the budget of {budget:g}"
+                continue
+        layers += said
+    progress("linear states", len(names), len(names))
+    if not layers:
+        told_ = "can be replaced" if budget is None else f"fits in the budget of {budget:g}"
+        advice = "units of one length, or whole sequences" if budget is None else "a larger one"
+        reasons = "; ".join(f"{shown(name)}: {reason}" for name, reason in left.items())
+        raise InputError(f"linearize-state: no layer {told_}: {reasons}. Give {advice}.")
+    return linear, layers, left
 
 
-def _solved(site: str, fit: Fit, alone: Fit) -> tuple[LinearLayer, Layer]:
-    whole, state = fit.compute(), alone.compute()
-    raw = whole.scores["raw"]
-    beyond = whole.within(state)["beyond"]
-    width = len(whole.affine.bias)
-    update = LinearUpdate.of(whole.affine, whole.affine.bias)
-    layer = LinearLayer.of(update.state.T, update.inputs.T, update.bias)
-    held = [
-        {"value": number(one.value), "interval": interval_of(one.interval)} for one in (raw, beyond)
-    ]
-    return layer, Layer(
-        site, width, len(whole.affine.weight) - width, held[0], held[1],
-        float(update.eigenvalues()[0].abs()), "eigenvalues" if layer.is_diagonal else "matrix",
-    )  # fmt: skip
+def _growing(layers: list[Layer]) -> list[str]:
+    """What must be known of states that may grow."""
+    return [
+        f"{one.site}: its largest eigenvalue is {one.radius:.4f}: over sequences longer than these "
+        "its state may grow."
+        for one in layers if one.radius > 1
+    ]  # fmt: skip
 
 
-# Scoring -----------------------------------------------------------------------------------
-
-
-class _Sums(NamedTuple):
-    """By group: loss or squared change, number correct or squared length, and what was counted."""
-
-    loss: Tensor
-    right: Tensor
-    counts: Tensor
-
-
-def _scores(feed: Feed, model: nn.Module, other: nn.Module, task: Task | None) -> _Sums:
-    """The loss of `other` on every unit; without a task, how far its outputs are from `model`'s."""
-    loss, right, counts = (torch.zeros(GROUPS, dtype=torch.float64) for _ in range(3))
-    for batch in feed.batches:
-        with torch.no_grad():
-            forward, mask = feed.forward(other, batch)
-            output = first_tensor(forward(), "(model)", "output")
-            if task is not None:
-                own = replace(task, labels=feed.units.labels)
-                ids = None if task.labels is not None else token_ids(feed, batch)
-                lost, hit, whole = own.sums(output, ids, mask, batch)
-                count = float(whole)
-            else:
-                forward, _ = feed.forward(model, batch)
-                kept = counted(first_tensor(forward(), "(model)", "output"), mask).double()
-                lost = (counted(output, mask).double() - kept).square().sum()
-                hit = (kept - kept.flatten(0, -2).mean(0)).square().sum()
-                count = float(hit)
-        loss[batch.group] += lost.cpu()
-        right[batch.group] += hit.cpu()
-        counts[batch.group] += count
-    filled = counts > 0
-    return _Sums(loss[filled], right[filled], counts[filled])
-
-
-def _told(sums: _Sums, task: Task | None) -> dict[str, Any]:
-    if task is None:
-        return {}
-    hits = _mean(sums.right, sums.counts)
-    if hits["interval"] is not None:  # a share, which the jackknife does not know
-        hits["interval"] = (max(hits["interval"][0], 0.0), min(hits["interval"][1], 1.0))
-    return {"loss": _mean(sums.loss, sums.counts), "accuracy": hits}
-
-
-def _change(before: _Sums, after: _Sums) -> dict[str, Any]:
-    return _mean(after.loss - before.loss, after.counts)
-
-
-def _mean(sums: Tensor, counts: Tensor) -> dict[str, Any]:
-    value = number(float(sums.sum() / counts.sum()))
-    return {"value": value, "interval": interval_of(mean_interval(sums, counts))}
-
-
-def _timed(feed: Feed, model: nn.Module, linear: nn.Module, batch: Batch) -> list[float]:
-    """Median seconds of a forward of each, in turn."""
-    seconds: list[list[float]] = [[], []]
-    with torch.no_grad():
-        for round_ in range(REPEATS + 1):
-            for place, one in enumerate((model, linear)):
-                forward, _ = feed.forward(one, batch)
-                started = time.perf_counter()
-                forward()
-                if round_:  # the first warms up
-                    seconds[place].append(time.perf_counter() - started)
-    return [statistics.median(one) for one in seconds]
+def _compared(
+    feed: Feed, models: tuple[nn.Module, nn.Module], task: Task | None, names: list[str],
+    inputs: Batch,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """What is told of both models, and the change; `names` are the modules that were replaced."""
+    first, second = (output_sums(feed, models[0], one, task) for one in models)
+    before, after = told(first, task), told(second, task)
+    before["seconds"], after["seconds"] = timed(feed, *models, inputs)
+    for held, one in zip((before, after), models, strict=True):
+        parts = [one.get_submodule(name) for name in names]
+        held["parameters"] = sum(p.numel() for part in parts for p in part.parameters())
+    return before, after, change(first, second)
