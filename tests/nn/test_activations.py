@@ -52,10 +52,12 @@ def jiggled(module, seed=0):
 
 def test_the_names():
     names = [
-        "Exp", "FourierFeatures", "FourierLayer", "Identity", "KMax", "LeakyReLU", "LinearSquash",
-        "PReLU", "Place", "Rational", "ReLU", "RoundedLinear", "Rounding", "Sigmoid", "Sine",
+        "GILR", "GILRLSTM", "LRU", "S6", "DeltaNet", "DiagonalRNN", "Exp", "FourierFeatures",
+        "FourierLayer", "Identity", "KMax", "LeakyReLU", "LinearLayer", "LinearRNN",
+        "LinearSquash", "LinearState", "Mamba", "MambaBlock", "MambaLM", "MambaShape", "PReLU",
+        "Place", "Rational", "ReLU", "RoundedLinear", "Rounding", "ScanRoute", "Sigmoid", "Sine",
         "SirenLayer", "Snake", "Softplus", "Spline", "Swapped", "Swish", "Tanh", "Tunable",
-        "flatten", "rounded", "siren", "swap",
+        "flatten", "mamba_from", "rounded", "scan", "scan_routes", "siren", "swap",
     ]  # fmt: skip
     assert parts.__all__ == names
     assert all(hasattr(parts, name) for name in names)
