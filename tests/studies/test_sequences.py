@@ -198,7 +198,8 @@ def test_a_small_run_is_written_down_and_goes_on_after_a_kill(tmp_path, monkeypa
     assert data == found.as_dict()
     assert study.study().numbers == found.numbers
     page = (tmp_path / "out" / "study.html").read_text()
-    assert '<svg class="plot"' in page
+    # arms have no order, so only the study over lengths draws a line
+    assert ('<svg class="plot"' in page) == (name == "parity")
     assert found.command == f"secant study {name} --seed 0 --out DIR"
     # Figures are means over the two seeds that follow one tuning seed.
     for place, arm in enumerate(study.ARMS):

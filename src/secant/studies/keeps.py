@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from secant.readings import hardware
-from secant.studies.finding import Curve, Figure, Finding, Verdict
+from secant.studies.finding import Figure, Finding, Verdict
 from secant.studies.kept import Kept, Progress
 from secant.studies.rounding import Set, interval, task
 from secant.studies.sequences import (
@@ -36,6 +36,7 @@ from secant.studies.sequences import (
     TUNING_SEED,
     Reader,
     combined,
+    share,
     sized,
     trained,
     tuned,
@@ -148,7 +149,7 @@ def _finding(
     levels, over, verdicts = [], [], []
     for arm, values in scores.items():
         what, name = arm.split(": ")
-        mean, ends = sum(values) / len(values), interval(values)
+        mean, ends = sum(values) / len(values), share(interval(values))
         levels.append(Figure(f"{arm}, right, %", mean, ends, None, "undecided"))
         if name != CORES_OF[0]:
             base = scores[f"{what}: {CORES_OF[0]}"]
@@ -174,8 +175,8 @@ def _finding(
         f"Parameters of the cores: {sizes}. Intervals are over {settings['seeds']} seeds, which "
         "draw weights, batches and symbols; the split of the digits is one.",
         figures=levels + over,
-        curves=[_curve(name, scores) for name in CORES_OF],
-        foot="task: 1 digits, 2 copy",
+        curves=[],
+        foot="",
         numbers=numbers,
         settings=settings,
         seed=seed,
@@ -183,15 +184,3 @@ def _finding(
         hardware=hardware(torch.get_num_threads()),
         cost={"seconds": seconds},
     )
-
-
-def _curve(name: str, scores: dict[str, list[float]]) -> Curve:
-    """A point a task; a log axis has no 0."""
-    means: list[float | None] = []
-    ends: list[tuple[float, float] | None] = []
-    for what in TASKS:
-        values = scores[f"{what}: {name}"]
-        found = interval(values)
-        means.append(sum(values) / len(values) or None)
-        ends.append(None if found is None or found[0] <= 0 else found)
-    return Curve("right, %", name, [float(k + 1) for k in range(len(TASKS))], means, ends)

@@ -26,10 +26,19 @@ import torch
 from torch import Tensor, nn
 
 from secant.readings import hardware
-from secant.studies.finding import Curve, Figure, Finding
+from secant.studies.finding import Figure, Finding
 from secant.studies.kept import Kept, Progress
 from secant.studies.rounding import gains, interval
-from secant.studies.sequences import IGNORED, Reader, combined, sized, trained, tuned, weights_in
+from secant.studies.sequences import (
+    IGNORED,
+    Reader,
+    combined,
+    share,
+    sized,
+    trained,
+    tuned,
+    weights_in,
+)
 from secant.surveys import versions
 
 KEYS, VALUES, PAIRS = 32, 16, 12
@@ -133,8 +142,8 @@ def _finding(
     figures, verdicts = [], []
     for name, values in scores.items():
         mean = sum(values) / len(values)
-        figures.append(Figure(f"{name}, right, %", mean, interval(values), PUBLISHED.get(name),
-                              "undecided"))  # fmt: skip
+        ends = share(interval(values))
+        figures.append(Figure(f"{name}, right, %", mean, ends, PUBLISHED.get(name), "undecided"))
     for name in ARMS[1:]:
         over = [one - other for one, other in zip(scores[name], scores[BASE], strict=True)]
         verdict = gains(interval(over))
@@ -159,8 +168,8 @@ def _finding(
         f"for {commonest():.1f} %. Parameters of the cores: {sizes}. Intervals "
         f"are over {settings['seeds']} seeds, which draw weights and sequences.",
         figures=figures,
-        curves=_curves(scores),
-        foot="core, in the order of the table",
+        curves=[],
+        foot="",
         numbers=numbers,
         settings=settings,
         seed=seed,
@@ -168,11 +177,3 @@ def _finding(
         hardware=hardware(torch.get_num_threads()),
         cost={"seconds": seconds},
     )
-
-
-def _curves(scores: dict[str, list[float]]) -> list[Curve]:
-    """One point a core; a log axis has no 0."""
-    means: list[float | None] = [sum(one) / len(one) or None for one in scores.values()]
-    ends = [interval(one) for one in scores.values()]
-    whole = [None if one is None or one[0] <= 0 else one for one in ends]
-    return [Curve("right, %", "mean", [float(k + 1) for k in range(len(means))], means, whole)]

@@ -1,6 +1,6 @@
 """What the studies of recurrences share: a reader around any core, equal sizes, training, verdicts.
 
-Holds: ``Reader``, ``CORES``, ``sized``, ``trained``, ``tuned``, ``combined``.
+Holds: ``Reader``, ``CORES``, ``sized``, ``trained``, ``tuned``, ``combined``, ``share``.
 May import: torch, ``secant.errors``, ``secant.nn``, ``secant.studies`` (finding, kept).
 """
 
@@ -206,3 +206,8 @@ def combined(verdicts: Iterable[Verdict]) -> Verdict:
     if not decided:
         return "undecided"
     return decided.pop() if len(decided) == 1 else "depends"
+
+
+def share(ends: tuple[float, float] | None) -> tuple[float, float] | None:
+    """An interval of percentages held to 0 and 100, which Student's does not know."""
+    return None if ends is None else (max(ends[0], 0.0), min(ends[1], 100.0))
