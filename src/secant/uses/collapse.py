@@ -17,7 +17,7 @@ from secant.errors import InputError
 from secant.maps.calls import without_cache
 from secant.maps.graph import Captured, capture
 from secant.maps.weights import Batch, run
-from secant.uses.affine_forms import Dense, Form
+from secant.uses.affine_forms import Dense, Flattened, Form
 from secant.uses.affine_joins import Join, apply_joins, joins_of, split_norms
 from secant.uses.affine_steps import ANY, LAST, steps_of
 from secant.uses.chains import shortened
@@ -75,7 +75,8 @@ def collapse(
 
     Linear maps, convolutions, BatchNorm in eval mode, scales and shifts, dropout in eval mode,
     leaky ReLU and PReLU of slope 1, views between, linear residuals (x + W₂ W₁ x), and the affine
-    part of LayerNorm or RMSNorm where all that reads it is linear. What is not affine is not
+    part of LayerNorm or RMSNorm where all that reads it is linear; convolutions with the linear map
+    behind a flatten. What is not affine is not
     touched. Chains of modules in an `nn.Sequential` are joined first; for what is left the
     model is exported, and a graph comes back if anything there is joined, else a copy of the model.
 
@@ -236,16 +237,20 @@ def _gaps(
         if not isinstance(join.form, Dense) or join.axis not in (LAST, ANY):
             found.append((None, None))
             continue
+        is_flat = isinstance(join.form, Flattened)
         x, y = values[join.source].double(), values[join.node].double()
+        x = x.flatten(1) if is_flat else x
         made = nn.functional.linear(x, weight.double(), None if shift is None else shift.double())
         gap = torch.linalg.vector_norm(made.view(y.shape) - y, dim=-1)
         unit = torch.finfo(join.node.meta["val"].dtype).eps
         way = [
             values[node] for step in join.steps for node in (step.parent, *step.inner, step.node)
         ]
+        way = [one.flatten(1) if is_flat else one for one in way]
         largest = max(float(torch.linalg.vector_norm(one.double(), dim=-1).max()) for one in way)
         steps = len(way)
-        rounding = unit * ROUNDING * steps * largest * max(1.0, join.form.length)
+        gain = join.form.gain if isinstance(join.form, Flattened) else join.form.length
+        rounding = unit * ROUNDING * steps * largest * max(1.0, gain)
         bound = join.form.error * float(torch.linalg.vector_norm(x, dim=-1).max())
         found.append((float(gap.max()), bound + join.form.shift_error + rounding))
     for join, (gap_of, bound_of) in zip(joins, found, strict=True):
