@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 UNIT = 2.0**-53
+ROUNDING = 64
+"""Roundings of a joined map's own evaluation that its bound allows for, in units of its dtype."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Which affine steps of a graph are joined: the choice that leaves least work, and its writing.
 
-Holds: ``Join``, ``joins_of``, ``apply_joins``; ``split_norms``, whose weights readers can take.
+Holds: ``Join``, ``joins_of``, ``apply_joins``, ``cleaned``; ``split_norms``, whose weights readers
+can take.
 May import: torch, ``secant.maps``, ``secant.uses`` (affine_flatten, affine_forms, affine_steps).
 """
 
@@ -273,12 +274,21 @@ def apply_joins(
             held = [graph.get_attr(name) for name in names]
             source = written.get(join.source, join.source)
             made = _call(graph, join, source, held[0], held[1] if len(held) > 1 else None)
-            for step in join.steps:
-                for view in step.views:
-                    made = _view_of(graph, view, made, width_of(join.node, LAST))
+            for view in [one for step in join.steps for one in step.views]:
+                # Joins that follow ask for the shape of what is made here.
+                value, width = arguments(view)["self"].meta["val"], width_of(join.node, LAST)
+                made.meta = dict(join.node.meta)
+                made.meta["val"] = value.new_empty((*value.shape[:-1], width))
+                made = _view_of(graph, view, made, width)
         made.meta = dict(join.node.meta)
         join.node.replace_all_uses_with(made)
         written[join.node] = made
+    cleaned(captured)
+
+
+def cleaned(captured: Captured) -> None:
+    """Remove what a changed graph no longer reads, and make it ready to run."""
+    graph, module = captured.module.graph, captured.module
     graph.eliminate_dead_code()
     graph.lint()
     module.delete_all_unused_submodules()
