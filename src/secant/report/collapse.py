@@ -15,8 +15,8 @@ from secant.uses.collapse_run import Collapsing
 MOST_NAMED = 20
 CAPTION = (
     "Parts that are exactly affine and became one. work: products for the batch (of a chain of "
-    "modules, for a row), before and after; error: bound of the joined weights' error in float64, "
-    "relative, before they are rounded to the model's type."
+    "modules, for a row; of a bias that moved, additions), before and after; error: bound of the "
+    "joined weights' error in float64, relative, before they are rounded to the model's type."
 )
 
 

@@ -1,6 +1,7 @@
 """Affine maps of features as a graph has them: diagonal, dense, convolution; and their products.
 
-Holds: ``Form``, ``Diagonal``, ``Dense``, ``Convolution``; ``after``, ``summed``, ``operations``.
+Holds: ``Form``, ``Diagonal``, ``Dense``, ``Convolution``, ``Flat``, ``Flattened``; ``after``,
+``summed``, ``operations``, ``operator_norm``.
 May import: torch.
 
 Weights are float64 and may be None while only shapes are asked for: what a product costs is known
@@ -18,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 UNIT = 2.0**-53
+ROUNDING = 64
+"""Roundings of a joined map's own evaluation that its bound allows for, in units of its dtype."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,25 @@ class Convolution(Form):
         return any(self.padding)
 
 
+@dataclass(frozen=True)
+class Flat(Form):
+    """Channels and places, in order, as one axis of features; `weight` is 1."""
+
+
+@dataclass(frozen=True)
+class Flattened(Dense):
+    """W = weight, (out, channels and places); `gain` bounds the norms of the maps on its way."""
+
+    gain: float = 1.0
+
+
 def operations(form: Form, outputs: int) -> int:
     """Products at one place; `outputs` features."""
     if isinstance(form, Diagonal):
         is_identity = form.shift is None and bool((form.weight == 1).all())
         return 0 if is_identity else outputs
+    if isinstance(form, Flat):
+        return 0
     return form.weight.numel()
 
 
@@ -76,8 +93,11 @@ def after(later: Form, earlier: Form) -> Form | None:
     """`later` after `earlier` as one form, None where there is none.
 
     A convolution that pads with zeros reads zeros where the earlier shift does not reach, so what
-    it follows must have none; two convolutions are one where the later does not pad.
+    it follows must have none; two convolutions are one where the later does not pad. A flatten
+    changes the axis, see `affine_flatten`.
     """
+    if isinstance(later, Flat) or isinstance(earlier, Flat):
+        return None
     if isinstance(earlier, Diagonal):
         return _after_diagonal(later, earlier)
     if isinstance(later, Diagonal):
@@ -180,6 +200,12 @@ def _with_errors(made: Form, later: Form, earlier: Form, terms: int) -> Form:
 def _norm_of(form: Form) -> float:
     """A bound of the spectral norm that is no larger than it must be for a diagonal."""
     return float(form.weight.abs().max()) if isinstance(form, Diagonal) else form.length
+
+
+def operator_norm(form: Form) -> float:
+    """A bound of the spectral norm over all places: a convolution is a sum over its taps."""
+    taps = form.weight[0, 0].numel() if isinstance(form, Convolution) else 1
+    return _norm_of(form) * math.sqrt(taps)
 
 
 def _spread(later: Form, earlier: Form) -> int:

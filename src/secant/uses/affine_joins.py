@@ -1,7 +1,8 @@
 """Which affine steps of a graph are joined: the choice that leaves least work, and its writing.
 
-Holds: ``Join``, ``joins_of``, ``apply_joins``; ``split_norms``, whose weights readers can take.
-May import: torch, ``secant.maps``, ``secant.uses`` (affine_forms, affine_steps).
+Holds: ``Join``, ``joins_of``, ``apply_joins``, ``cleaned``; ``split_norms``, whose weights readers
+can take.
+May import: torch, ``secant.maps``, ``secant.uses`` (affine_flatten, affine_forms, affine_steps).
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from torch.fx import Graph, Node
 
 from secant.maps.affinity import arguments, module_path, op_name
 from secant.maps.graph import Captured
-from secant.uses.affine_forms import Convolution, Dense, Diagonal, Form, operations
+from secant.uses.affine_flatten import flattened_form
+from secant.uses.affine_forms import (
+    Convolution,
+    Dense,
+    Diagonal,
+    Flat,
+    Flattened,
+    Form,
+    operations,
+)
 from secant.uses.affine_steps import (
     ANY,
     LAST,
@@ -77,6 +87,8 @@ def joins_of(captured: Captured, steps: Mapping[Node, Step]) -> tuple[list[Join]
         form = plan.form(source, node)
         assert form is not None
         axis = next((one.axis for one in path if one.axis != ANY), LAST)
+        if isinstance(form, Flattened):
+            axis = LAST
         if sum(_does_work(one) for one in path) < 2 and not any(one.inner for one in path):
             continue
         work = plan.work(source, node)
@@ -85,6 +97,8 @@ def joins_of(captured: Captured, steps: Mapping[Node, Step]) -> tuple[list[Join]
     for node in steps:
         parent = steps[node].parent
         if node in plan.chosen and plan.chosen[node] is parent and parent in steps:
+            if isinstance(steps[parent].form, Flat) and steps[parent].parent in steps:
+                parent = steps[parent].parent
             ours, theirs = steps[node].form, steps[parent].form
             is_dense = isinstance(ours, Dense | Convolution) and isinstance(
                 theirs, Dense | Convolution
@@ -124,6 +138,11 @@ class _Plan:
         self.forms: dict[tuple[Node, Node], Form | None] = {}
         self.best: dict[tuple[Node, Node], tuple[float, bool]] = {}
         self.chosen: dict[Node, Node] = {}
+        self.before_flatten: set[Node] = set()
+        for node in [one for one in steps if isinstance(steps[one].form, Flat)]:
+            while node in steps and node not in self.before_flatten:
+                self.before_flatten.add(node)
+                node = steps[node].parent
 
     def path(self, source: Node, node: Node) -> list[Step]:
         """The steps from `source` to `node`, first to last."""
@@ -137,6 +156,9 @@ class _Plan:
         key = source, node
         if key not in self.forms:
             path = self.path(source, node)
+            if any(isinstance(one.form, Flat) for one in path):
+                self.forms[key] = self._form_of_flatten(path)
+                return self.forms[key]
             axes = {one.axis for one in path} - {ANY}
             fits = len(axes) < 2 and len(path) <= DEEPEST
             if any(one.views for one in path) and any(isinstance(one.form, Convolution)
@@ -144,6 +166,12 @@ class _Plan:
                 fits = False
             self.forms[key] = path_form(path) if fits else None
         return self.forms[key]
+
+    def _form_of_flatten(self, path: Sequence[Step]) -> Form | None:
+        """The flatten itself, or what it is amid."""
+        if len(path) == 1:
+            return path[0].form
+        return flattened_form(path) if len(path) <= DEEPEST else None
 
     def work(self, source: Node, node: Node) -> int:
         """Products for `node` from `source`."""
@@ -161,12 +189,14 @@ class _Plan:
         if key in self.best:
             return self.best[key]
         form = self.form(source, node)
-        if form is None:
+        if form is None and not self._may_go_on(source, node):
             self.best[key] = math.inf, True
             return self.best[key]
         below = self.children.get(node, [])
         is_as_it_was = self.steps[node].parent is source and not self.steps[node].inner
-        own = self.steps[node].work if is_as_it_was else self.work(source, node)
+        own: float = math.inf
+        if form is not None:
+            own = self.steps[node].work if is_as_it_was else self.work(source, node)
         kept = own + sum(self.cost(child, node)[0] for child in below)
         found = kept, True
         if node not in self.needed:
@@ -175,6 +205,12 @@ class _Plan:
                 found = without, False
         self.best[key] = found
         return found
+
+    def _may_go_on(self, source: Node, node: Node) -> bool:
+        """Whether there may be a form further on where there is none here: about a flatten."""
+        path = self.path(source, node)
+        is_past = any(isinstance(one.form, Flat) for one in path)
+        return len(path) <= DEEPEST and (is_past or node in self.before_flatten)
 
     def choose(self, root: Node) -> None:
         """Fill in `chosen`: each node that is kept, and the node that it is taken from."""
@@ -238,12 +274,21 @@ def apply_joins(
             held = [graph.get_attr(name) for name in names]
             source = written.get(join.source, join.source)
             made = _call(graph, join, source, held[0], held[1] if len(held) > 1 else None)
-            for step in join.steps:
-                for view in step.views:
-                    made = _view_of(graph, view, made, width_of(join.node, LAST))
+            for view in [one for step in join.steps for one in step.views]:
+                # Joins that follow ask for the shape of what is made here.
+                value, width = arguments(view)["self"].meta["val"], width_of(join.node, LAST)
+                made.meta = dict(join.node.meta)
+                made.meta["val"] = value.new_empty((*value.shape[:-1], width))
+                made = _view_of(graph, view, made, width)
         made.meta = dict(join.node.meta)
         join.node.replace_all_uses_with(made)
         written[join.node] = made
+    cleaned(captured)
+
+
+def cleaned(captured: Captured) -> None:
+    """Remove what a changed graph no longer reads, and make it ready to run."""
+    graph, module = captured.module.graph, captured.module
     graph.eliminate_dead_code()
     graph.lint()
     module.delete_all_unused_submodules()
@@ -261,7 +306,9 @@ def _shaped(join: Join, weight: Tensor, shift: Tensor | None) -> tuple[Tensor, T
         return weight.view(shape), None if shift is None else shift.view(shape)
     if isinstance(join.form, Dense) and join.axis != LAST:
         weight = weight.view(*weight.shape, *[1] * n)
-    weight = weight.contiguous()  # a convolution's output has the layout of its weight
+    # A convolution's output has the layout of its weight, and a 1 x 1 kernel of any layout passes
+    # for contiguous: so the strides are written anew.
+    weight = weight.flatten().view(weight.shape)
     return weight, None if shift is None else shift.expand(len(weight)).contiguous()
 
 
@@ -271,6 +318,8 @@ def _call(graph: Graph, join: Join, source: Node, weight: Node, bias: Node | Non
     if isinstance(form, Diagonal):
         made = graph.call_function(aten.mul.Tensor, (source, weight))
         return made if bias is None else graph.call_function(aten.add.Tensor, (made, bias))
+    if isinstance(form, Flattened):
+        source = graph.call_function(aten.flatten.using_ints, (source, 1))
     if isinstance(form, Dense) and join.axis == LAST:
         return graph.call_function(aten.linear.default, (source, weight, bias))
     n = join.node.meta["val"].ndim - 2

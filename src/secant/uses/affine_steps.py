@@ -1,12 +1,13 @@
 """Nodes of an exported graph as affine steps from one node of the data to the next.
 
 Holds: ``Step``, ``steps_of``, ``path_form``; ``Constants``, what does not depend on the inputs;
-``places``, ``width_of``, ``attribute``.
+``places``, ``sizes_of``, ``width_of``, ``attribute``.
 May import: torch, ``secant.maps``, ``secant.uses.affine_forms``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from secant.uses.affine_forms import (
     Convolution,
     Dense,
     Diagonal,
+    Flat,
     Form,
     after,
     operations,
@@ -115,6 +117,12 @@ def width_of(node: Node, axis: int) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def sizes_of(node: Node) -> list[int] | None:
+    """All sizes but the first, None if one is not fixed."""
+    sizes = list(node.meta["val"].shape[1:])
+    return sizes if all(isinstance(one, int) for one in sizes) else None
+
+
 def steps_of(captured: Captured) -> dict[Node, Step]:
     """Every node that is affine in the features of one other, by node, in the graph's order."""
     data, constants = depending(captured), Constants(captured)
@@ -154,7 +162,7 @@ def _single(node: Node, data: set[Node], constants: Constants) -> Step | None:
     if name in SAME or _is_idle(name, given, node, constants):
         return _step(node, parent, Diagonal(torch.ones(1, dtype=torch.float64)), ANY)
     if name in VIEWS:
-        return _view(node, parent)
+        return _view(node, parent) or _flatten(node, parent)
     return _entrywise(node, name, given, parent, constants)
 
 
@@ -242,6 +250,16 @@ def _view(node: Node, parent: Node) -> Step | None:
             return None
     form = Diagonal(torch.ones(1, dtype=torch.float64))
     return Step(node, parent, form, LAST, views=(node,))
+
+
+def _flatten(node: Node, parent: Node) -> Step | None:
+    """A view of each row's channels and places as one axis."""
+    before, after = parent.meta["val"].shape, node.meta["val"].shape
+    sizes = sizes_of(parent)
+    if len(before) < 3 or len(after) != 2 or sizes is None or str(before[0]) != str(after[0]):
+        return None
+    assert after[1] == math.prod(sizes), "a view keeps the number of entries"
+    return Step(node, parent, Flat(torch.ones((), dtype=torch.float64)), LAST)
 
 
 def _entrywise(

@@ -6,7 +6,7 @@ May import: torch, ``secant.errors``, ``secant.maps``, ``secant.uses``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from secant.errors import InputError
 from secant.maps.calls import without_cache
 from secant.maps.graph import Captured, capture
 from secant.maps.weights import Batch, run
-from secant.uses.affine_forms import Dense, Form
-from secant.uses.affine_joins import Join, apply_joins, joins_of, split_norms
+from secant.uses.affine_attention import apply_value_biases, value_biases, value_gaps
+from secant.uses.affine_forms import ROUNDING, Dense, Flattened, Form
+from secant.uses.affine_joins import Join, apply_joins, cleaned, joins_of, split_norms
 from secant.uses.affine_steps import ANY, LAST, steps_of
 from secant.uses.chains import shortened
 
@@ -30,16 +31,14 @@ ENTRYWISE = (
 )  # fmt: skip
 """Of these alone a sequence has no affine parts but its chains of linear modules."""
 
-ROUNDING = 64
-"""Roundings of a joined map's own evaluation that its bound allows for, in units of its dtype."""
-
 
 @dataclass(frozen=True)
 class Joined:
     """Parts that became one: their names, the work before and after, and how exact that is.
 
-    `work` counts products for the example batch (a chain of modules: a row). `relative` bounds
-    the error of the joined weight before it is rounded to the model's type, relative to its norm.
+    `work` counts products for the example batch (a chain of modules: a row; a bias that moved:
+    additions). `relative` bounds the error of the joined weight, or bias, before it is rounded to
+    the model's type, relative to its norm.
     `gap` is the largest distance, over the example's rows, of what the joined map gives from what
     the parts give in float64, and `bound` the largest that rounding may make it; None for chains
     of modules, whose parts may be too many to run again.
@@ -75,9 +74,11 @@ def collapse(
 
     Linear maps, convolutions, BatchNorm in eval mode, scales and shifts, dropout in eval mode,
     leaky ReLU and PReLU of slope 1, views between, linear residuals (x + W₂ W₁ x), and the affine
-    part of LayerNorm or RMSNorm where all that reads it is linear. What is not affine is not
-    touched. Chains of modules in an `nn.Sequential` are joined first; for what is left the
-    model is exported, and a graph comes back if anything there is joined, else a copy of the model.
+    part of LayerNorm or RMSNorm where all that reads it is linear; convolutions with the linear map
+    behind a flatten; the bias of an attention's values into that of its output. What is
+    not affine is not touched. Chains of modules in an `nn.Sequential` are joined first; for what
+    is left the model is exported, and a graph comes back if anything there is joined, else a copy
+    of the model.
 
     Args:
         model: in eval mode.
@@ -158,21 +159,31 @@ def _exported(
     split_norms(captured)
     steps = steps_of(captured)
     found, kept = joins_of(captured, steps)
-    if not is_untying:
-        tied = _tied(captured)
-        held = [one for one in found if tied & _weights_of(one)]
-        found = [one for one in found if one not in held]
+    tied = set() if is_untying else _tied(captured)
+    found = [one for one in found if not tied & _weights_of(one)]
     left = [f"{one}: joining them would save no work" for one in kept]
-    if not found:
-        return [], left, None
-    entries = [_rounded(join) for join in found]
-    gaps = _gaps(captured, found, entries, args, kwargs)
-    apply_joins(captured, found, entries)
-    joined = [
-        Joined(join.names, join.work_before, join.work, _relative(join.form), *gap)
-        for join, gap in zip(found, gaps, strict=True)
-    ]
-    return joined, left, _ordinary(captured.module)
+    joined: list[Joined] = []
+    if found:
+        entries = [_rounded(join) for join in found]
+        gaps = _gaps(captured, found, entries, args, kwargs)
+        _check_gaps([one.names for one in found], gaps)
+        apply_joins(captured, found, entries)
+        joined += [
+            Joined(join.names, join.work_before, join.work, _relative(join.form), *gap)
+            for join, gap in zip(found, gaps, strict=True)
+        ]
+    # After the joins: they may have given values a bias, such as that of the norm before.
+    biases, unmoved = value_biases(captured, tied)
+    if biases:
+        moves = value_gaps(captured, biases, args, kwargs)
+        _check_gaps([one.way.names for one in biases], moves)
+        apply_value_biases(captured, biases)
+        cleaned(captured)
+        joined += [
+            Joined(one.way.names, one.work_before, one.work, one.relative, *gap)
+            for one, gap in zip(biases, moves, strict=True)
+        ]
+    return joined, left + unmoved, _ordinary(captured.module) if joined else None
 
 
 def _ordinary(module: nn.Module) -> nn.Module:
@@ -236,21 +247,30 @@ def _gaps(
         if not isinstance(join.form, Dense) or join.axis not in (LAST, ANY):
             found.append((None, None))
             continue
+        is_flat = isinstance(join.form, Flattened)
         x, y = values[join.source].double(), values[join.node].double()
+        x = x.flatten(1) if is_flat else x
         made = nn.functional.linear(x, weight.double(), None if shift is None else shift.double())
         gap = torch.linalg.vector_norm(made.view(y.shape) - y, dim=-1)
         unit = torch.finfo(join.node.meta["val"].dtype).eps
         way = [
             values[node] for step in join.steps for node in (step.parent, *step.inner, step.node)
         ]
+        way = [one.flatten(1) if is_flat else one for one in way]
         largest = max(float(torch.linalg.vector_norm(one.double(), dim=-1).max()) for one in way)
         steps = len(way)
-        rounding = unit * ROUNDING * steps * largest * max(1.0, join.form.length)
+        gain = join.form.gain if isinstance(join.form, Flattened) else join.form.length
+        rounding = unit * ROUNDING * steps * largest * max(1.0, gain)
         bound = join.form.error * float(torch.linalg.vector_norm(x, dim=-1).max())
         found.append((float(gap.max()), bound + join.form.shift_error + rounding))
-    for join, (gap_of, bound_of) in zip(joins, found, strict=True):
-        if gap_of is not None and bound_of is not None and not gap_of <= bound_of:
-            raise AssertionError(
-                f"collapse joined {join.names} wrongly: {gap_of:.1e} off, {bound_of:.1e} allowed"
-            )
     return found
+
+
+def _check_gaps(
+    names: Sequence[list[str]], gaps: Sequence[tuple[float | None, float | None]]
+) -> None:
+    for parts, (gap, bound) in zip(names, gaps, strict=True):
+        if gap is not None and bound is not None and not gap <= bound:
+            raise AssertionError(
+                f"collapse joined {parts} wrongly: {gap:.1e} off, {bound:.1e} allowed"
+            )
