@@ -48,15 +48,30 @@ def save_weights(module: nn.Module, out: Path) -> None:
 
 
 def save_program(module: nn.Module, inputs: Any, out: Path) -> torch.export.ExportedProgram:
-    """Write `model.pt2`, with the batch open, and of named inputs their length."""
+    """Write `model.pt2`, with the batch open, and of named inputs their length.
+
+    An output of a class of its own, as Hugging Face's are, comes out as a plain dict: the program
+    would otherwise load only where that class is imported.
+    """
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
     open_dims = {0: torch.export.Dim.AUTO}
     if kwargs:
         open_dims[1] = torch.export.Dim.AUTO
     shapes = dict.fromkeys(kwargs, open_dims) if kwargs else (open_dims,)
-    with warnings.catch_warnings(), torch.no_grad(), without_cache(module):
-        warnings.simplefilter("ignore")  # they speak of torch's own insides
-        program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    handle = module.register_forward_hook(_as_plain)
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), without_cache(module):
+            warnings.simplefilter("ignore")  # they speak of torch's own insides
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    finally:
+        handle.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         with written_whole(out / "model.pt2") as part, part.open("wb") as file:
             torch.export.save(program, file)
     return program
+
+
+def _as_plain(module: nn.Module, args: Any, output: Any) -> Any:
+    """The output, as a dict where it is a mapping of another class."""
+    return dict(output) if isinstance(output, Mapping) else output
