@@ -2,7 +2,7 @@
 
 Holds: ``Sums``, ``output_sums``, ``told``, ``change``, ``timed``.
 May import: torch, ``secant.errors``, ``secant.engine``, ``secant.gauges``, ``secant.load``,
-``secant.maps``, ``secant.readings``, ``secant.trials``, ``secant.uses`` (anatomy, scores).
+``secant.maps``, ``secant.trials``, ``secant.uses`` (scores, walks).
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from secant.errors import InputError
 from secant.gauges.interval import GROUPS
 from secant.load.feed import Feed
 from secant.maps.calls import first_tensor
-from secant.readings import interval_of, number
 from secant.trials import positions
-from secant.uses.anatomy import mean_interval
 from secant.uses.scores import Task, parts_of, token_ids
+from secant.uses.walks import mean_of
 
 REPEATS = 7
 """Rounds in which model and changed model are timed in turn."""
@@ -121,20 +120,15 @@ def told(sums: Sums, task: Task | None) -> dict[str, Any]:
     """Loss and accuracy with their intervals; nothing without a task."""
     if task is None:
         return {}
-    hits = _mean(sums.right, sums.counts)
+    hits = mean_of(sums.right, sums.counts)
     if hits["interval"] is not None:  # a share, which the jackknife does not know
         hits["interval"] = (max(hits["interval"][0], 0.0), min(hits["interval"][1], 1.0))
-    return {"loss": _mean(sums.loss, sums.counts), "accuracy": hits}
+    return {"loss": mean_of(sums.loss, sums.counts), "accuracy": hits}
 
 
 def change(before: Sums, after: Sums) -> dict[str, Any]:
     """The loss after less before, paired by group; without a task, the share of the variance."""
-    return _mean(after.loss - before.loss, after.counts)
-
-
-def _mean(sums: Tensor, counts: Tensor) -> dict[str, Any]:
-    value = number(float(sums.sum() / counts.sum()))
-    return {"value": value, "interval": interval_of(mean_interval(sums, counts))}
+    return mean_of(after.loss - before.loss, after.counts)
 
 
 def timed(feed: Feed, model: nn.Module, other: nn.Module, batch: Batch) -> list[float]:

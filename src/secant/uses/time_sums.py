@@ -23,6 +23,7 @@ from secant.gauges.interval import FOLDS
 from secant.gauges.moments import Moments, added, trained
 from secant.gauges.ridge import Eigen, Eigenbases, ridge_weight
 from secant.load.feed import Feed
+from secant.maps.features import rows
 from secant.maps.time import Transition, transitions
 from secant.uses.horizons import Decay
 
@@ -89,24 +90,24 @@ class TimeSums:
         inputs = inputs.double()
         return inputs if self.project is None else inputs @ self.project.to(inputs)
 
-    def add(self, found: Transition, mask: Tensor | None, group: int) -> None:
-        """One batch of this group."""
-        before, inputs, after = rows_of(found, mask)
+    def add(self, found: Transition, steps: Rows, mask: Tensor | None, group: int) -> None:
+        """One batch of this group; `steps` are its rows."""
+        before, inputs, after = steps
         self.whole.update(torch.cat([before, inputs], 1), after, group)
         self.alone.update(before, after, group)
         self.inputs.update(inputs, after, group)
         self.is_chained &= found.is_chained
         deepest = self.lags[-1]
         counted = found.counted(mask)
-        steps = found.inputs.shape[1]
-        if steps <= deepest or not self.is_chained:
+        length = found.inputs.shape[1]
+        if length <= deepest or not self.is_chained:
             return
-        is_late = torch.ones(found.y.shape[0], steps - deepest, dtype=torch.bool)
+        is_late = torch.ones(found.y.shape[0], length - deepest, dtype=torch.bool)
         is_late = is_late.to(found.y.device)
         if counted is not None:  # one that counts has counted steps before it, but for padding
-            is_late = counted[:, deepest:] & counted[:, : steps - deepest]
+            is_late = counted[:, deepest:] & counted[:, : length - deepest]
         seen = self._seen(found.inputs)
-        past = torch.cat([seen[:, deepest - lag : steps - lag] for lag in self.lags], -1)
+        past = torch.cat([seen[:, deepest - lag : length - lag] for lag in self.lags], -1)
         self.remembering += int(is_late.any(1).sum())
         if is_late.any():
             self.memory.update(found.y[:, deepest:][is_late], past[is_late], group)
@@ -175,10 +176,7 @@ class TimeSums:
 def rows_of(found: Transition, mask: Tensor | None) -> Rows:
     """The steps that count, as rows."""
     counted = found.counted(mask)
-    parts = (found.x, found.inputs, found.y)
-    if counted is None:
-        return Rows(*(part.flatten(0, 1) for part in parts))
-    return Rows(*(part[counted] for part in parts))
+    return Rows(*(rows(part, counted) for part in (found.x, found.inputs, found.y)))
 
 
 def gather(
@@ -201,11 +199,11 @@ def gather(
             if site in skipped:
                 continue
             try:
+                steps = _finite(part, mask)
                 if site not in found:
                     longest = lengths.get(site, part.y.shape[1])
-                    found[site] = TimeSums(site, _finite(part, mask), longest, seed)
-                _finite(part, mask)
-                found[site].add(part, mask, batch.group)
+                    found[site] = TimeSums(site, steps, longest, seed)
+                found[site].add(part, steps, mask, batch.group)
             except InputError as error:
                 skipped[site] = str(error)
                 found.pop(site, None)
@@ -215,13 +213,13 @@ def gather(
 
 
 def _finite(part: Transition, mask: Tensor | None) -> Rows:
-    rows = rows_of(part, mask)
-    if not all(bool(one.isfinite().all()) for one in rows):
+    steps = rows_of(part, mask)
+    if not all(bool(one.isfinite().all()) for one in steps):
         raise InputError(
             f"site {part.site!r}: its states or inputs hold values that are not finite, so that no "
             "later step can be fitted. Give units without them."
         )
-    return rows
+    return steps
 
 
 def _middle_lengths(model: nn.Module, feed: Feed) -> dict[str, int]:
