@@ -13,12 +13,12 @@ from secant.studies.approximation import (
     HIDDEN,
     TARGETS,
     affine_error,
-    exponent,
     hidden_layer,
     measure,
     solved_error,
     study,
 )
+from secant.studies.wide_nets import exponent
 
 
 def test_a_layer_that_holds_the_target_leaves_nothing():

@@ -29,7 +29,7 @@ class Known(nn.Module):
         self.width = width
 
     def next(self, u, h):
-        raise NotImplementedError
+        raise NotImplementedError  # each recurrence below has its own
 
     def step(self, u, state):
         h = self.next(u, u.new_zeros(len(u), self.width) if state is None else state)

@@ -197,6 +197,7 @@ class _Call:
 
 def _bound(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Input and initial state of a call, whatever the names under which they came."""
+    # It was called like this a moment ago, so this binds.
     given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     return next(iter(given.values())), given.get("hx", given.get("state"))
 

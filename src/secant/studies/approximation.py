@@ -11,9 +11,10 @@ Verdict: supported if for every target the exponents of the activations lie belo
 without is that of the best affine map at every width; refuted if an exponent lies above 0 or a
 width helps where there is no activation; depends where some do, else undecided.
 
-Holds: ``study``; ``TARGETS``, ``HIDDEN``, ``measure``, ``affine_error``, ``exponent``.
+Holds: ``study``; ``TARGETS``, ``HIDDEN``, ``measure``, ``affine_error``.
 May import: torch, scipy, ``secant.nn``, ``secant.readings``,
-``secant.surveys`` (versions), ``secant.studies`` (finding, kept).
+``secant.surveys`` (versions), ``secant.studies`` (finding, kept,
+wide_nets).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from secant.nn.activations import LinearSquash
 from secant.readings import hardware
 from secant.studies.finding import Curve, Figure, Finding, Verdict
 from secant.studies.kept import Kept, Progress
+from secant.studies.wide_nets import exponent
 from secant.surveys import versions
 
 WIDTHS = (4, 8, 16, 32, 64, 128, 256)
@@ -115,18 +117,6 @@ def solved_error(
     return float(left.norm() / (truth - truth.mean()).norm())
 
 
-def exponent(
-    widths: Sequence[int], errors: Sequence[Sequence[float]]
-) -> tuple[float, tuple[float, float]]:
-    """Slope of log error against log width, its mean over seeds and 95 % interval (Student's)."""
-    x = torch.tensor(widths, dtype=torch.float64).log()
-    x = x - x.mean()
-    slopes = torch.tensor(errors, dtype=torch.float64).log() @ x / x.square().sum()
-    reach = float(student.ppf(0.975, len(slopes) - 1)) * float(slopes.std()) / len(slopes) ** 0.5
-    mean = float(slopes.mean())
-    return mean, (mean - reach, mean + reach)
-
-
 def study(
     *,
     seed: int = 0,
@@ -178,9 +168,9 @@ def _finding(
                 continue
             slope, interval = exponent(widths, errors)
             verdict: Verdict = "undecided"
-            if interval[1] < 0:
+            if interval is not None and interval[1] < 0:
                 verdict = "supported"
-            elif interval[0] > 0:
+            elif interval is not None and interval[0] > 0:
                 verdict = "refuted"
             figures.append(
                 Figure(f"{target}, {hidden}: exponent of error against width", slope, interval,

@@ -281,6 +281,8 @@ def _gap(captured: Captured, one: ValueBias, values: dict[Node, Any]) -> tuple[f
         return 0.0, 0.0
     gap = torch.linalg.vector_norm((made - y)[is_known], dim=-1).max()
     passed = [each[node] for each in (values, anew) for node in (way.value, *nodes)]
+    # Rows without a number, as a mask leaves them, say nothing of how large the others are; that
+    # they are the same rows before and after is asserted above.
     largest = max(
         float(torch.linalg.vector_norm(value.double(), dim=-1).nan_to_num(0.0).max())
         for value in [*passed, y, shift]

@@ -62,9 +62,15 @@ def time_readings(model: nn.Module, feed: Feed, seed: int, tell: Tell) -> list[R
         if not sums:
             raise InputError(next(iter(skipped.values())))
         found = []
+        results = {site: of_site.result() for site, of_site in sums.items()}
         for site, of_site in sums.items():
-            found += step_readings(site, of_site, len(feed.units))
-        found += _horizons(model, feed, sums, seed)
+            found += step_readings(site, of_site, results[site], len(feed.units))
+        held_out = {
+            (site, group): maps
+            for site, of_site in sums.items() if of_site.is_chained
+            for group, maps in _held_out(of_site, results[site].whole.ridges).items()
+        }  # fmt: skip
+        found += _horizons(model, feed, held_out, seed)
     design = Design(seed=seed)
     found += experiment(model, feed, partial(_steps, sums), design, tell)[0]
     found += _early_and_late(model, feed, sums, design, tell)
@@ -87,9 +93,8 @@ def _without(site: str, reason: str) -> Reading:
     return Reading(TIME, site, "fit", "raw", None, None, {"units": 0, "rows": 0}, {}, [reason])
 
 
-def step_readings(site: str, sums: TimeSums, units: int) -> list[Reading]:
+def step_readings(site: str, sums: TimeSums, result: TimeResult, units: int) -> list[Reading]:
     """The readings that one layer's sums hold: fit, spectral radius, memory."""
-    result = sums.result()
     rows = result.whole.rows
     samples = {"units": units, "rows": rows}
     warnings = []
@@ -176,13 +181,13 @@ def _spectral(
     )  # fmt: skip
 
 
-def _horizons(model: nn.Module, feed: Feed, sums: dict[str, TimeSums], seed: int) -> list[Reading]:
-    """The fit rolled out on a sample of the units, by the map of the other folds."""
-    held_out = {
-        (site, group): maps
-        for site, of_site in sums.items() if of_site.is_chained
-        for group, maps in _held_out(of_site).items()
-    }  # fmt: skip
+def _horizons(
+    model: nn.Module,
+    feed: Feed,
+    held_out: Mapping[tuple[str, int], tuple[LinearUpdate, Decay]],
+    seed: int,
+) -> list[Reading]:
+    """The fit rolled out on a sample of the units, for each site and group by its held-out maps."""
     tables: dict[tuple[str, int], Tensor] = {}
     for batch in _sampled(feed, seed):
         forward, mask = feed.forward(model, batch)
@@ -221,11 +226,11 @@ def _sampled(feed: Feed, seed: int) -> list[Batch]:
     ]
 
 
-def _held_out(sums: TimeSums) -> dict[int, tuple[LinearUpdate, Decay]]:
+def _held_out(sums: TimeSums, ridges: list[float]) -> dict[int, tuple[LinearUpdate, Decay]]:
     """For each group the update, and the decay, fitted on the other folds."""
     found: dict[int, tuple[LinearUpdate, Decay]] = {}
     members = members_of(sums.whole.sums().rows)
-    for ridge, of_fold in zip(sums.whole.compute().ridges, members, strict=True):
+    for ridge, of_fold in zip(ridges, members, strict=True):
         fitted = LinearUpdate.of(*sums.map_without(of_fold, ridge)), sums.decay_without(of_fold)
         found |= dict.fromkeys(of_fold, fitted)
     return found
