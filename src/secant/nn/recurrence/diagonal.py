@@ -1,7 +1,7 @@
 """Input-dependent diagonal transitions, with eigenvalues from 0 to 1 or from -1 to 1.
 
 Holds: ``DiagonalRNN``.
-May import: torch, ``secant.nn`` (scan), ``secant.nn.recurrence`` (inputs).
+May import: torch, ``secant.nn`` (scan), ``secant.nn.recurrence`` (gated, inputs).
 """
 
 from __future__ import annotations
@@ -12,15 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secant.nn.recurrence.gated import gated_scan, gated_step
 from secant.nn.recurrence.inputs import (
-    check_row,
-    check_sequence,
     check_sizes,
-    checked_state,
     widened,
-    without_autocast,
 )
-from secant.nn.scan import scan
 
 
 @final
@@ -50,28 +46,19 @@ class DiagonalRNN(nn.Module):
         self.weight = nn.Parameter(torch.randn(2 * hidden_size, input_size) * input_size**-0.5)
         self.bias = nn.Parameter(torch.zeros(2 * hidden_size))
 
-    def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate and write of each step, from the input alone."""
         gate, write = functional.linear(*widened(x, self.weight, self.bias)).chunk(2, dim=-1)
         # tanh(z / 2) = 2 sigmoid(z) - 1, without the cancellation near 0.
         return (gate / 2).tanh() if self.has_negative else gate.sigmoid(), write
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Every h and the last, for whole sequences."""
-        check_sequence("DiagonalRNN", x, self.input_size)
-        with without_autocast(x):
-            gate, write = self._terms(x)
-            state = checked_state("DiagonalRNN", state, (len(x), self.hidden_size), write)
-            found = scan(gate, write, state)
-        return found.to(x.dtype), found[:, -1]
+        return gated_scan(self, x, state)
 
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One h, (batch, hidden_size), twice: as output and as state."""
-        check_row("DiagonalRNN", x, self.input_size)
-        with without_autocast(x):
-            gate, write = self._terms(x)
-            state = checked_state("DiagonalRNN", state, (len(x), self.hidden_size), write)
-            found = gate * state + write
-        return found.to(x.dtype), found
+        return gated_step(self, x, state)
 
     def extra_repr(self) -> str:
         """What it was made with."""

@@ -2,7 +2,7 @@
 
 Holds: ``GILR``, ``GILRLSTM``.
 May import: torch, ``secant.errors``, ``secant.nn`` (scan, starts), ``secant.nn.recurrence``
-(inputs).
+(gated, inputs).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secant.nn.recurrence.gated import gated_scan, gated_step
 from secant.nn.recurrence.inputs import (
     check_row,
     check_sequence,
@@ -61,28 +62,19 @@ class GILR(nn.Module):
         self.weight = _drawn(2 * hidden_size, input_size)
         self.bias = nn.Parameter(torch.zeros(2 * hidden_size))
 
-    def _gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate and write of each step, from the input alone."""
         gate, impulse = functional.linear(*widened(x, self.weight, self.bias)).chunk(2, dim=-1)
         # 1 - sigmoid(z), without the cancellation where the gate is nearly open.
         return gate.sigmoid(), (-gate).sigmoid() * self.activation(impulse)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Every h and the last, for whole sequences."""
-        check_sequence("GILR", x, self.input_size)
-        with without_autocast(x):
-            gate, write = self._gates(x)
-            state = checked_state("GILR", state, (len(x), self.hidden_size), write)
-            found = scan(gate, write, state)
-        return found.to(x.dtype), found[:, -1]
+        return gated_scan(self, x, state)
 
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One h, (batch, hidden_size), twice: as output and as state."""
-        check_row("GILR", x, self.input_size)
-        with without_autocast(x):
-            gate, write = self._gates(x)
-            state = checked_state("GILR", state, (len(x), self.hidden_size), write)
-            found = gate * state + write
-        return found.to(x.dtype), found
+        return gated_step(self, x, state)
 
     def extra_repr(self) -> str:
         """What it was made with."""
