@@ -1,10 +1,10 @@
-"""Builds the C kernel of `secant.nn.scan` into the wheel, where there is a C compiler.
+"""Builds the package's C files into the wheel, where there is a C compiler.
 
-Holds: ``build_kernel`` and hatchling's ``CustomBuildHook``.
+Holds: ``build`` and hatchling's ``CustomBuildHook``.
 May import: hatchling.
 
-`python hatch_build.py` builds it beside its source, for work on a checkout. Without a compiler the
-wheel is pure Python and `secant.nn.scan_routes` says so.
+Each `_name.c` becomes a library beside it. `python hatch_build.py` builds them in a checkout, for
+work on it. Without a compiler the wheel is pure Python; what is slower then says so.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ try:
 except ImportError:  # the kernel of a checkout is built without hatchling
     BuildHookInterface = object
 
-FOLDER = Path("src") / "secant" / "nn"
-SOURCE = "_scan.c"
-LIBRARY = "_scan.dll" if sys.platform == "win32" else "_scan.so"
+SUFFIX = ".dll" if sys.platform == "win32" else ".so"
 # One rounding an operation, so that every processor gives the same numbers.
 FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
 
@@ -41,18 +39,27 @@ def compiler() -> list[str] | None:
     return [found] if found else None
 
 
-def build_kernel(root: Path, target: Path) -> str | None:
-    """Compile the kernel to `target`; gives None, or why there is no library."""
+def sources(root: Path) -> list[Path]:
+    """The C files that become libraries, from the root of the checkout."""
+    return sorted(one.relative_to(root) for one in root.glob("src/secant/*/_*.c"))
+
+
+def build(root: Path, target: Path) -> str | None:
+    """Compile all, each to its place under `target`; gives None, or why there are none."""
     command = compiler()
     if command is None:
         return f"no C compiler (CC is {os.environ.get('CC')!r})"
-    ran = subprocess.run(
-        [*command, *FLAGS, str(root / FOLDER / SOURCE), "-o", str(target)],
-        capture_output=True,
-        text=True,
-    )
-    if ran.returncode:
-        return f"{command[0]} failed: {ran.stderr.strip()}"
+    shared = f"-I{root / 'src' / 'secant' / 'engine'}"
+    for source in sources(root):
+        library = (target / source).with_suffix(SUFFIX)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        ran = subprocess.run(
+            [*command, *FLAGS, shared, str(root / source), "-o", str(library)],
+            capture_output=True,
+            text=True,
+        )
+        if ran.returncode:
+            return f"{command[0]} failed: {ran.stderr.strip()}"
     return None
 
 
@@ -63,7 +70,7 @@ def wheel_tag() -> str:
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[misc]
-    """Adds the library to a wheel; an editable install has it beside the source."""
+    """Adds the libraries to a wheel; an editable install has them beside their sources."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and say so in the wheel's name."""
@@ -71,18 +78,21 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[misc]
             return
         root = Path(self.root)
         if version == "editable":
-            why = build_kernel(root, root / FOLDER / LIBRARY)
+            why = build(root, root)
         else:
             self.folder = tempfile.TemporaryDirectory()
-            target = Path(self.folder.name) / LIBRARY
-            why = build_kernel(root, target)
+            target = Path(self.folder.name)
+            why = build(root, target)
             if why is None:
-                build_data["force_include"][str(target)] = f"secant/nn/{LIBRARY}"
+                for source in sources(root):
+                    library = source.with_suffix(SUFFIX)
+                    inside = library.relative_to("src").as_posix()
+                    build_data["force_include"][str(target / library)] = inside
         if why is None:
             build_data["pure_python"] = False
             build_data["tag"] = wheel_tag()
         else:
-            self.app.display_warning(f"secant.nn.scan goes without its C kernel: {why}")
+            self.app.display_warning(f"secant goes without its C kernels: {why}")
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Nothing is left behind."""
@@ -92,5 +102,4 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[misc]
 
 if __name__ == "__main__":
     here = Path(__file__).parent
-    trouble = build_kernel(here, here / FOLDER / LIBRARY)
-    sys.exit(trouble)
+    sys.exit(build(here, here))

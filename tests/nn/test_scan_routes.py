@@ -1,15 +1,12 @@
 """Routes of scans: which there are, which is taken, and what is refused.
 
-Holds: tests of ``secant.nn.scan_routes``, of the scan's checks, and of building its kernel.
-May import: pytest, torch, ``secant.nn``, ``scan_reference``, ``hatch_build.py``.
+Holds: tests of ``secant.nn.scan_routes``, and of the scan's checks.
+May import: pytest, torch, ``secant.nn``, ``scan_reference``.
 """
 
-import ctypes
 import subprocess
 import sys
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +16,6 @@ from secant.errors import InputError
 from secant.nn import scan, scan_c, scan_numba, scan_routes
 from secant.nn.scan_routes import kind_of
 from secant.nn.scan_shares import in_shares
-
-ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "hatch_build.py"
 
 
 @pytest.fixture
@@ -73,14 +67,6 @@ def test_what_is_absent_gives_way(absent):
     assert torch.allclose(scan(a, b), naive(a, b), rtol=0, atol=1e-14)
     with pytest.raises(InputError, match=r"the route 'c' cannot run here\. no c here\."):
         scan(a, b, route="c")
-
-
-def test_a_missing_library_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(scan_c, "library", lambda: None)
-    monkeypatch.setattr(scan_c, "FILE", tmp_path / "_scan.so")
-    assert "no C compiler was found" in scan_c.absence()
-    scan_c.FILE.write_bytes(b"not a library")
-    assert "not for this machine" in scan_c.absence()
 
 
 def test_a_missing_numba_says_so(monkeypatch):
@@ -156,33 +142,6 @@ def test_shares_cover_everything_once_and_pass_errors_on():
             in_shares(fails, 1, 100, 1 << 30)
     finally:
         torch.set_num_threads(threads)
-
-
-def builder():
-    spec = spec_from_file_location("hatch_build", BUILD)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_kernel_is_built_where_there_is_a_compiler(tmp_path):
-    build = builder()
-    if build.compiler() is None:
-        pytest.skip("no C compiler here")
-    target = tmp_path / build.LIBRARY
-    assert build.build_kernel(ROOT, target) is None
-    assert ctypes.CDLL(str(target)).secant_scan_layout() == scan_c.LAYOUT
-    assert build.wheel_tag().startswith("py3-none-")
-
-
-def test_no_compiler_is_no_error(monkeypatch, tmp_path):
-    monkeypatch.setenv("CC", "/nonexistent")
-    build = builder()
-    why = build.build_kernel(ROOT, tmp_path / build.LIBRARY)
-    assert why == "no C compiler (CC is '/nonexistent')"
-    monkeypatch.setenv("CC", "false")
-    assert build.build_kernel(ROOT, tmp_path / build.LIBRARY) == "false failed: "
-    assert not list(tmp_path.iterdir())
 
 
 def test_importing_compiles_nothing():

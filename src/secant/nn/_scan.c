@@ -1,7 +1,7 @@
 /* Linear recurrences in one pass over time: h_t = a_t h_{t-1} + b_t, and the pass back.
  *
- * Plain C11 for ctypes: no torch, no Python headers. One job is a share of the batch and of the
- * lanes (all dimensions after time, as one); threads take shares, nothing is shared between them.
+ * One job is a share of the batch and of the lanes (all dimensions after time, as one); threads
+ * take shares, nothing is shared between them.
  * A negative time stride runs a sequence backwards, a stride of 0 repeats what is there, so neither
  * reversing nor broadcasting copies anything. Strides count elements; lanes lie side by side or,
  * with stride 0, are one number.
@@ -9,29 +9,16 @@
  * Arithmetic is IEEE with one rounding an operation (-ffp-contract=off), so that every processor
  * and every vector width gives the same bits, and the plain loop in torch the same as this one.
  */
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
+
+#include "native.h"
+
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
-#endif
-
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
-
-/* One library for every x86-64: the loader takes the widest vectors that the processor has. */
-#if defined(__x86_64__) && defined(__GLIBC__) && \
-    ((defined(__clang__) && __clang_major__ >= 15) || (!defined(__clang__) && __GNUC__ >= 9))
-#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define CLONES
 #endif
 
 /* Real numbers in one block of lanes: state and coefficients of a block stay in the first-level

@@ -1,16 +1,12 @@
 """The C kernel of the scan: loading it, and one call for each share of the work.
 
-Holds: ``library``, ``absence`` and the class ``CKernel``.
-May import: ctypes, torch, ``secant.nn`` (scan_shares).
-
-The library is built into the wheel where a C compiler is found (``hatch_build.py``). It knows
-neither torch nor Python, so one file serves all versions of both.
+Holds: ``library``, ``absence``, and the class ``CKernel``.
+May import: ctypes, torch, ``secant.engine`` (native), ``secant.nn`` (scan_shares).
 """
 
 from __future__ import annotations
 
 import ctypes
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Final, final
@@ -18,10 +14,10 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
+from secant.engine.native import Native
 from secant.nn.scan_shares import in_shares
 
-FILE: Final = Path(__file__).with_name("_scan.dll" if sys.platform == "win32" else "_scan.so")
-LAYOUT: Final = 3
+NATIVE: Final = Native(Path(__file__).with_name("_scan.c"), layout=3)
 NAMES: Final = {
     torch.float32: "f32",
     torch.float64: "f64",
@@ -70,15 +66,8 @@ class MatrixJob(ctypes.Structure):
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernel, or None where there is none that fits this file."""
-    if not FILE.exists():
-        return None
-    try:
-        found = ctypes.CDLL(str(FILE))
-    except OSError:  # built for another machine; `absence` says so
-        return None
-    layout = found.secant_scan_layout
-    layout.restype = ctypes.c_int64
-    if layout() != LAYOUT:
+    found = NATIVE.library()
+    if found is None:
         return None
     found.secant_scan_streams.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     found.secant_scan_streams.restype = ctypes.c_int64
@@ -87,14 +76,7 @@ def library() -> ctypes.CDLL | None:
 
 def absence() -> str | None:
     """Why there is no C kernel, or None where there is one."""
-    if library() is not None:
-        return None
-    if not FILE.exists():
-        return (
-            f"{FILE.name} is not in the package: no C compiler was found when it was installed. "
-            "Install one and reinstall secant."
-        )
-    return f"{FILE} is not for this machine or this version of secant. Reinstall secant."
+    return NATIVE.absence()
 
 
 def _start(x: Tensor, is_backwards: bool) -> int:
