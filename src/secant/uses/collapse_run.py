@@ -10,10 +10,9 @@ from __future__ import annotations
 import copy
 import json
 import platform
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,9 @@ from secant.maps.calls import first_tensor
 from secant.readings import SCHEMA, plain, writable, write
 from secant.uses.collapse import Joined, collapsed
 from secant.uses.saved_modules import saved_module
+from secant.uses.timing import medians
 
 Progress = Callable[[str, int, int], None]
-
-REPEATS = 7
-"""Rounds in which model and collapsed model are timed in turn."""
 
 
 @dataclass(frozen=True)
@@ -145,16 +142,10 @@ def _measured(
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             _call(module, inputs)
         found.append({"flops": float(counter.get_total_flops())})
-    times: tuple[list[float], list[float]] = ([], [])
-    with torch.no_grad():
-        for done in range(REPEATS):
-            for module, seconds in zip((one, other), times, strict=True):
-                started = time.perf_counter()
-                _call(module, inputs).cpu()  # waits for a device
-                seconds.append(time.perf_counter() - started)
-            progress("timing", done + 1, REPEATS)
-    for each, seconds in zip(found, times, strict=True):
-        each["seconds"] = statistics.median(seconds)
+    forwards = [partial(_call, module, inputs) for module in (one, other)]
+    device = _tensors(inputs)[0].device
+    for each, seconds in zip(found, medians(forwards, device, progress), strict=True):
+        each["seconds"] = seconds
     return found[0], found[1]
 
 

@@ -31,9 +31,10 @@ from secant.load.options import DEFAULTS, LoadOptions
 from secant.nn.linear_state import LinearLayer, LinearState
 from secant.readings import SCHEMA, plain, writable, write
 from secant.uses.linear_fit import JoinError, Layer, fitted_state, shown
-from secant.uses.output_scores import change, output_sums, timed, told
+from secant.uses.output_scores import change, output_sums, told
 from secant.uses.saved_modules import save_weights
 from secant.uses.scores import Task, task_of
+from secant.uses.timing import medians
 
 Progress = Callable[[str, int, int], None]
 WEIGHTS, SAID = "model.safetensors", "linear_state.json"
@@ -282,7 +283,8 @@ def _compared(
     """What is told of both models, and the change; `names` are the modules that were replaced."""
     first, second = (output_sums(feed, models[0], one, task) for one in models)
     before, after = told(first, task), told(second, task)
-    before["seconds"], after["seconds"] = timed(feed, *models, inputs)
+    forwards = [feed.forward(one, inputs)[0] for one in models]
+    before["seconds"], after["seconds"] = medians(forwards, feed.loaded.device)
     for held, one in zip((before, after), models, strict=True):
         parts = [one.get_submodule(name) for name in names]
         held["parameters"] = sum(p.numel() for part in parts for p in part.parameters())

@@ -1,14 +1,12 @@
-"""How far a changed model is from the one it was made of: loss, outputs, time.
+"""How far a changed model is from the one it was made of: loss and outputs.
 
-Holds: ``Sums``, ``output_sums``, ``told``, ``change``, ``timed``.
+Holds: ``Sums``, ``output_sums``, ``told``, ``change``.
 May import: torch, ``secant.errors``, ``secant.engine``, ``secant.gauges``, ``secant.load``,
 ``secant.maps``, ``secant.trials``, ``secant.uses`` (scores, walks).
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,9 +21,6 @@ from secant.maps.calls import first_tensor
 from secant.trials import positions
 from secant.uses.scores import Task, parts_of, token_ids
 from secant.uses.walks import mean_of
-
-REPEATS = 7
-"""Rounds in which model and changed model are timed in turn."""
 
 
 class Sums(NamedTuple):
@@ -129,25 +124,3 @@ def told(sums: Sums, task: Task | None) -> dict[str, Any]:
 def change(before: Sums, after: Sums) -> dict[str, Any]:
     """The loss after less before, paired by group; without a task, the share of the variance."""
     return mean_of(after.loss - before.loss, after.counts)
-
-
-def timed(feed: Feed, model: nn.Module, other: nn.Module, batch: Batch) -> list[float]:
-    """Median seconds of a forward of each, in turn."""
-    seconds: list[list[float]] = [[], []]
-    with torch.no_grad():
-        for round_ in range(REPEATS + 1):
-            for place, one in enumerate((model, other)):
-                forward, _ = feed.forward(one, batch)
-                started = _now(feed.loaded.device)
-                forward()
-                ended = _now(feed.loaded.device)
-                if round_:  # the first warms up
-                    seconds[place].append(ended - started)
-    return [statistics.median(one) for one in seconds]
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

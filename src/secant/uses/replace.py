@@ -8,11 +8,11 @@ May import: torch, ``secant.engine``, ``secant.errors``, ``secant.gauges``,
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from secant.load.data import Units, load_data
 from secant.load.feed import Feed
 from secant.load.models import Loaded, load_model
 from secant.load.options import DEFAULTS, LoadOptions
-from secant.maps.calls import first_tensor
 from secant.maps.sites import find_sites
 from secant.readings import number, writable
 from secant.surveys import versions
@@ -49,6 +48,7 @@ from secant.uses.replace_scores import Losses, Scorer, increase, increase_interv
 from secant.uses.replace_search import Search, Step, ranked
 from secant.uses.replace_sites import candidate_sites, watched
 from secant.uses.scores import task_of
+from secant.uses.timing import medians
 
 Progress = Callable[[str, int, int], None]
 
@@ -58,7 +58,6 @@ ROLES = {"fit": range(6), "choose": range(6, 8), "score": range(8, 12)}
 BUDGETS = (0.05, 0.1, 0.2)
 FEWEST = 3
 ROWS_PER_DIMENSION = 10
-REPEATS = 7
 INFLUENCE, RANDOM = "block influence", "random"
 
 
@@ -305,15 +304,11 @@ class _Run:
     def _seconds(self, forms: Forms) -> tuple[float, float]:
         """Median seconds of a batch, the model and the changed one in turn."""
         batch = max(self.scorer.batches, key=lambda one: len(one.units))
-        times: tuple[list[float], list[float]] = ([], [])
-        for done in range(REPEATS):
-            for which, seconds in zip(({}, forms), times, strict=True):
-                started = time.perf_counter()
-                output, _ = self.runner.run(batch, which)
-                first_tensor(output, "(model)", "output").cpu()  # waits for a device
-                seconds.append(time.perf_counter() - started)
-            self.progress("timing", done + 1, REPEATS)
-        return statistics.median(times[0]), statistics.median(times[1])
+        before, after = medians(
+            [partial(self.runner.run, batch, which) for which in ({}, forms)],
+            self.runner.like.device, self.progress,
+        )  # fmt: skip
+        return before, after
 
 
 def _notes(
