@@ -1,7 +1,7 @@
 """Gradients of a kernel's outputs in the form that makes their products cheap.
 
 Holds: ``Factor`` and its kinds ``Outer`` (linear maps and convolutions), ``Rows`` (anything,
-written out) and ``Dense`` (a matrix used in several ways); ``kernel_tables`` has that of embeddings.
+written out) and ``Dense`` (a matrix used in several ways). ``kernel_tables`` has embeddings'.
 May import: torch, jaxtyping, ``secant.uses`` (kernel_products).
 
 A factor stands for J of n rows, c outputs and one block of parameters; the kernel is the sum over

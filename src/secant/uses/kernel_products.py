@@ -114,7 +114,8 @@ def by_shares(
 
 
 def _norms(rows: Tensor) -> Tensor:
-    return rows.flatten(1).norm(dim=1)
+    found: Tensor = rows.flatten(1).norm(dim=1)
+    return found
 
 
 def _blocks(back: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
