@@ -1,9 +1,8 @@
 """Gradients of a kernel's outputs in the form that makes their products cheap.
 
-Holds: ``Factor`` and its kinds ``Outer`` (linear maps and convolutions), ``Tokens`` (embeddings),
-``Rows`` (anything, written out) and ``Dense`` (a matrix used in several ways); ``joined``;
-``add_product``.
-May import: torch, jaxtyping.
+Holds: ``Factor`` and its kinds ``Outer`` (linear maps and convolutions), ``Rows`` (anything,
+written out) and ``Dense`` (a matrix used in several ways). ``kernel_tables`` has embeddings'.
+May import: torch, jaxtyping, ``secant.uses`` (kernel_products).
 
 A factor stands for J of n rows, c outputs and one block of parameters; the kernel is the sum over
 blocks of its products. Positions at which weights are shared are summed within a row.
@@ -13,65 +12,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from secant.uses.kernel_products import LENGTH, add_product, by_shares, shared, wide
 
 PIECE = 1 << 13
 """Values of a row and output that are written out at once: pieces of many rows stay in cache."""
 
-LENGTH = 1 << 16
-"""Terms of a product that are summed in its own precision; from there on sums are float64."""
-
-FEWEST, MOST = 64, 256
-"""Rows of a symmetric product taken at once: half of them where that is not too few or many."""
+CACHED = 1 << 20
+"""Values of all rows that are written out at once where nothing but their products is kept."""
 
 PAIRS = 1 << 24
 """Pairs of positions held at once."""
-
-
-def add_product(
-    total: Float[Tensor, "n m"],
-    a: Float[Tensor, "n k"],
-    b: Float[Tensor, "m k"],
-    beside: tuple[Tensor, Tensor] | None = None,
-) -> None:
-    """Add a b' to `total`; where `a` is `b`, at least all that is not below the diagonal.
-
-    With `beside` (u, v), each entry is multiplied by that of u v' first; u and v may have fewer
-    rows, each of which stands for as many in turn of a and b. Half precision becomes float32.
-    """
-    is_half = a is b
-    a, b = _wide(a), _wide(b)
-    u, v = (_wide(beside[0]), _wide(beside[1])) if beside is not None else (None, None)
-    each = len(a) // len(u) if u is not None else 1
-    step = min(MOST, max(FEWEST, len(a) // 2)) if is_half else MOST * 4
-    step = -(-step // each) * each
-    for start in range(0, len(a), step):
-        first, end = start if is_half else 0, min(len(a), start + step)
-        tile = _product(a[start:end], b[first:])
-        if u is not None and v is not None:
-            pairs = u[start // each : end // each] @ v[first // each :].T
-            shape = len(pairs), each, pairs.shape[1], each
-            tile = (tile.view(shape) * pairs[:, None, :, None]).view(tile.shape)
-        total[start:end, first:] += tile
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b', in float64 where the sums are long."""
-    if a.shape[1] <= LENGTH:
-        return a @ b.T
-    found = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
-    for first in range(0, a.shape[1], LENGTH):
-        found += a[:, first : first + LENGTH] @ b[:, first : first + LENGTH].T
-    return found
-
-
-def _wide(a: Tensor) -> Tensor:
-    return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
 
 
 class Factor(ABC):
@@ -96,6 +53,11 @@ class Factor(ABC):
     def device(self) -> torch.device:
         """Where its products are taken."""
         return self.sample.device
+
+    @property
+    def has_backs(self) -> bool:
+        """Whether what is gathered of it holds the derivatives as they came."""
+        return False
 
     @abstractmethod
     def values(self) -> int:
@@ -137,18 +99,18 @@ class Factor(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Rows(Factor):
-    """J written out."""
+    """J written out, its parameters in one or more pieces."""
 
-    whole: Float[Tensor, "n c p"]
+    pieces: tuple[Float[Tensor, "n c p"], ...]
 
     @property
     def sample(self) -> Shaped[Tensor, "n c ..."]:
-        """J."""
-        return self.whole
+        """A part of J."""
+        return self.pieces[0]
 
     def values(self) -> int:
         """All."""
-        return self.whole[:, 0].numel()
+        return sum(piece[:, 0].numel() for piece in self.pieces)
 
     def widest(self) -> int:
         """None more than are held."""
@@ -156,7 +118,7 @@ class Rows(Factor):
 
     def written_out(self) -> Iterator[Float[Tensor, "n c p"]]:
         """As it is."""
-        yield self.whole
+        yield from self.pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +153,21 @@ class Outer(Factor):
         if self.has_bias:
             yield self.back.sum(2)
 
+    @property
+    def has_backs(self) -> bool:
+        """Where J is longer."""
+        return not self.is_short
+
+    @property
+    def lines(self) -> Float[Tensor, "n cl t"]:
+        """The derivatives by line of the gradients, a row of the weight for one output."""
+        return self.back.transpose(2, 3).flatten(1, 2)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether J is no longer than its factors: its lines not longer than its positions."""
+        return 1 < self.into.shape[1] >= self.into.shape[2]
+
     def read(self) -> Float[Tensor, "n t r"]:
         """The inputs; with a bias, which is the weight of an input that is always 1, that too."""
         if not self.has_bias:
@@ -208,19 +185,66 @@ class Outer(Factor):
         return by_pairs < written
 
     def add_trace(self, total: Float[Tensor, "n m"], other: Factor) -> None:
-        """By pairs of positions or from the gradients written out, whichever costs less."""
+        """By pairs of positions or from the gradients written out, whichever costs less.
+
+        Outputs whose derivatives differ by a factor alone are first made one.
+        """
         assert isinstance(other, Outer)
-        if not self.is_pairwise(other):
-            super().add_trace(total, other)
-        elif self.into.shape[1] == other.into.shape[1] == 1:
-            into, back = self.read().flatten(1), self.back.flatten(1)
-            same = other is self
+        ours, theirs = self._fewer(other)
+        if not ours.is_pairwise(theirs):
+            ours._add_lines(total, theirs)
+        elif ours.into.shape[1] == theirs.into.shape[1] == 1:
+            same = theirs is ours
+            into, back = ours.read().flatten(1), ours.back.flatten(1)
             add_product(
-                total, back, back if same else other.back.flatten(1),
-                (into, into if same else other.read().flatten(1)),
+                total, back, back if same else theirs.back.flatten(1),
+                (into, into if same else theirs.read().flatten(1)),
             )  # fmt: skip
         else:
-            self._add_positions(total, other)
+            ours._add_positions(total, theirs)
+
+    def _fewer(self, other: Outer) -> tuple[Outer, Outer]:
+        """Two factors of the same trace, of one output where outputs share their derivatives.
+
+        Σ_c (m v_c)(m' v_c) is m m' Σ_c v_c².
+        """
+        found = shared(self.back)
+        if found is None:
+            return self, other
+        m, shares = found
+        weights = shares.square().sum(0)
+        if other is self:
+            one = replace(self, back=m * weights.sqrt())
+            return one, one
+        theirs = by_shares(other.back, shares)
+        if theirs is None:
+            return self, other
+        return replace(self, back=m * weights), replace(other, back=theirs)
+
+    def _add_lines(self, total: Tensor, other: Outer) -> None:
+        """From gradients written out, some lines of all rows at a time."""
+        (n, _, r), m = self.into.shape, len(other.into)
+        step = max(1, min(LENGTH, CACHED // max(n, m)) // r)
+        if other is self:
+            for one in self._by_lines(step):
+                add_product(total, one, one)
+        else:
+            for one, two in zip(self._by_lines(step), other._by_lines(step), strict=True):
+                add_product(total, one, two)
+        if self.has_bias:
+            one = two = self.back.sum(2).flatten(1)
+            if other is not self:
+                two = other.back.sum(2).flatten(1)
+            add_product(total, one, two)
+
+    def _by_lines(self, step: int) -> Iterator[Float[Tensor, "n p"]]:
+        """Gradients written out, `step` lines at a time; each is written over by the next."""
+        lines, into = self.lines, wide(self.into)
+        place = into.new_empty(len(into), min(step, lines.shape[1]), into.shape[2])
+        for start in range(0, lines.shape[1], step):
+            some = wide(lines[:, start : start + step])
+            own = place if some.shape[1] == place.shape[1] else place.new_empty(0)
+            yield torch.bmm(some, into, out=own).flatten(1)
 
     def _add_positions(self, total: Tensor, other: Outer) -> None:
         n, t, _ = self.into.shape
@@ -253,81 +277,6 @@ class Outer(Factor):
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens(Factor):
-    """J of a table (v, d) of which row n reads entry `ids[n, t]` at position t."""
-
-    ids: Int[Tensor, "n t"]
-    back: Float[Tensor, "n c t d"]
-    size: int
-
-    @property
-    def sample(self) -> Shaped[Tensor, "n c ..."]:
-        """The derivatives."""
-        return self.back
-
-    def values(self) -> int:
-        """Those of the derivatives."""
-        return self.back[:, 0].numel()
-
-    def widest(self) -> int:
-        """As much again for the entries met."""
-        return self.back[0, 0].numel()
-
-    def written_out(self) -> Iterator[Float[Tensor, "n c p"]]:
-        """The gradient of every entry, a few entries at a time. Only where the table is tied."""
-        n, c, t, width = self.back.shape
-        step = max(1, PIECE // width)
-        for start in range(0, self.size, step):
-            count = min(step, self.size - start)
-            piece = self.back.new_zeros(n, count + 1, c, width)
-            inside = (self.ids >= start) & (self.ids < start + count)
-            place = torch.where(inside, self.ids - start, count)
-            place = place[:, :, None, None].expand(n, t, c, width)
-            piece.scatter_add_(1, place, self.back.transpose(1, 2))
-            yield piece[:, :count].transpose(1, 2).flatten(2)
-
-    def met(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Entries met, by entry and then by row: the entry, the row, the sum of its gradients."""
-        n, c, t, width = self.back.shape
-        row = torch.arange(n, device=self.ids.device)[:, None].expand(n, t)
-        pair, place = torch.unique(self.ids.flatten() * n + row.flatten(), return_inverse=True)
-        summed = self.back.new_zeros(len(pair), c, width)
-        summed.index_add_(0, place, self.back.transpose(1, 2).flatten(0, 1))
-        return pair // n, pair % n, summed
-
-    def add_trace(self, total: Float[Tensor, "n m"], other: Factor) -> None:
-        """Entry by entry: rows that do not share one have no product."""
-        self._add_shared(total, other, 1)
-
-    def add_full(self, total: Float[Tensor, "nc mc"], other: Factor) -> None:
-        """As `add_trace`."""
-        self._add_shared(total, other, self.back.shape[1])
-
-    def _add_shared(self, total: Tensor, other: Factor, c: int) -> None:
-        assert isinstance(other, Tokens)
-        mine = self.met()
-        theirs = mine if other is self else other.met()
-        found = total.view(len(self.ids), c, len(other.ids), c)
-        groups = [_groups(entry) for entry, _, _ in (mine, theirs)]
-        for entry in sorted(groups[0].keys() & groups[1].keys()):
-            (a, b), (i, j) = groups[0][entry], groups[1][entry]
-            one, two = (x.reshape(len(x) * c, -1) for x in (mine[2][a:b], theirs[2][i:j]))
-            product = total.new_zeros(len(one), len(two), dtype=torch.float64)
-            add_product(product, one, two)
-            product = product.view(b - a, c, j - i, c)
-            rows, columns = mine[1][a:b], theirs[1][i:j]
-            found[rows[:, None], :, columns] += product.transpose(1, 2).to(found)
-
-
-def _groups(entries: Int[Tensor, " k"]) -> dict[int, tuple[int, int]]:
-    """Where the run of each value begins and ends in sorted `entries`."""
-    values, counts = torch.unique_consecutive(entries, return_counts=True)
-    ends = counts.cumsum(0).tolist()
-    starts = [0, *ends[:-1]]
-    return dict(zip(values.tolist(), zip(starts, ends, strict=True), strict=True))
-
-
-@dataclass(frozen=True, eq=False)
 class Dense(Factor):
     """J of one matrix used in several ways, such as a table that is also the last layer."""
 
@@ -350,39 +299,3 @@ class Dense(Factor):
         """The sum of its uses' gradients; all come in the same pieces."""
         for pieces in zip(*(use.written_out() for use in self.uses), strict=True):
             yield reduce(Tensor.add, pieces)
-
-
-def joined(parts: Sequence[Factor]) -> Factor:
-    """The factor of all rows from those of some of them, in order.
-
-    A matrix whose rows are no longer than there are positions is written out: that is less to
-    hold, and products by pairs of positions would cost more.
-    """
-    first = parts[0]
-    if isinstance(first, Outer) and 1 < first.into.shape[1] >= first.into.shape[2]:
-        return joined([Rows(torch.cat(list(one.written_out()), 2)) for one in parts])
-    if len(parts) == 1:
-        return first
-    if isinstance(first, Rows):
-        return Rows(torch.cat([one.whole for one in parts if isinstance(one, Rows)]))
-    if isinstance(first, Outer):
-        return _together(parts)
-    if isinstance(first, Tokens):
-        tables = [one for one in parts if isinstance(one, Tokens)]
-        ids, back = torch.cat([one.ids for one in tables]), torch.cat([o.back for o in tables])
-        return Tokens(ids, back, first.size)
-    dense = [one.uses for one in parts if isinstance(one, Dense)]
-    return Dense([_together(use) for use in zip(*dense, strict=True)])
-
-
-def _together(parts: Sequence[Factor]) -> Factor:
-    """As `joined`, but a use stays as it is, for the uses of a matrix come in the same pieces."""
-    first = parts[0]
-    if isinstance(first, Outer):
-        outers = [one for one in parts if isinstance(one, Outer)]
-        return Outer(
-            torch.cat([one.into for one in outers]),
-            torch.cat([one.back for one in outers]),
-            first.has_bias,
-        )
-    return joined(parts)

@@ -1,7 +1,7 @@
 """What the modules with parameters do with them, for kernels.
 
 Holds: ``Watched``, ``Call``, ``watched_modules``, ``factor_of``.
-May import: torch, ``secant.uses.kernel_factors``.
+May import: torch, ``secant.uses`` (kernel_factors, kernel_tables).
 
 Four kinds: linear maps, convolutions, tables, and norms, whose weight and bias act entry by entry.
 A kind is a guess from the module's class, which the tape holds against autograd.
@@ -20,15 +20,20 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from secant.uses.kernel_factors import Dense, Factor, Outer, Rows, Tokens
+from secant.uses.kernel_factors import Dense, Factor, Outer, Rows
+from secant.uses.kernel_tables import Tokens
 
 
 class Call(NamedTuple):
-    """A call of a module: its input, its output's shape, and J of that output, (n, c, *shape)."""
+    """A call of a module: its input, its output's shape and type, and J of that output.
+
+    `back` is (n, c, *shape), and None where the output has other rows than the model's.
+    """
 
     module: nn.Module
     into: Tensor
     shape: torch.Size
+    dtype: torch.dtype
     back: Tensor | None
 
 
@@ -116,14 +121,14 @@ def factor_of(watched: Watched, calls: Sequence[Call]) -> Factor | None:
     mine = [call for call in calls if any(call.module is one for one in watched.owners)]
     found: list[Factor] = []
     for call in mine:
-        assert call.back is not None
-        if len(call.into) != len(call.back) or call.shape[0] != len(call.back):
+        if call.back is None or len(call.into) != len(call.back):
             return None
         found.append(_factor(call.module, call.into, call.back, set(watched.slots)))
     if len(found) < 2:
         return found[0] if found else None
     if all(isinstance(one, Rows) for one in found):
-        return Rows(torch.stack([one.whole for one in found if isinstance(one, Rows)]).sum(0))
+        pieces = zip(*(one.pieces for one in found if isinstance(one, Rows)), strict=True)
+        return Rows(tuple(torch.stack(piece).sum(0) for piece in pieces))
     outers = [one for one in found if isinstance(one, Outer)]
     if len(outers) == len(found):
         return Outer(
@@ -148,7 +153,7 @@ def _factor(module: nn.Module, into: Tensor, back: Tensor, names: set[str]) -> F
             back = back * (into != module.padding_idx)[:, None, ..., None]
         return Tokens(into.flatten(1), back.flatten(2, -2), module.num_embeddings)
     if is_norm(module):
-        return Rows(_norm(module, into, back, names))
+        return Rows((_norm(module, into, back, names),))
     if is_linear(module):
         into = into.reshape(len(into), -1, into.shape[-1])
         back = back.reshape(*back.shape[:2], -1, back.shape[-1])
@@ -156,9 +161,9 @@ def _factor(module: nn.Module, into: Tensor, back: Tensor, names: set[str]) -> F
         assert isinstance(module, nn.Conv1d | nn.Conv2d)
         into, back = patches(module, into), back.flatten(3).transpose(2, 3)
         if module.groups > 1:
-            return Rows(_grouped(module, into, back, names))
+            return Rows((_grouped(module, into, back, names),))
     if "weight" not in names:
-        return Rows(back.sum(2))
+        return Rows((back.sum(2),))
     return Outer(into, back, "bias" in names)
 
 

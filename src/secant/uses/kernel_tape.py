@@ -2,7 +2,7 @@
 
 Holds: ``Tape``, and ``Opened``, a batch that it has run.
 May import: torch, ``secant.errors``, ``secant.maps``, ``secant.uses`` (kernel_factors,
-kernel_modules).
+kernel_gathered, kernel_modules).
 
 A module of a known kind is watched: its input and the gradient of its output give those of its
 parameters. That is trusted only where it gives the gradient that autograd gives, so a parameter
@@ -25,8 +25,9 @@ from torch.utils._pytree import tree_map
 from secant.errors import InputError
 from secant.maps.calls import out_of_place
 from secant.maps.weights import Batch, part_of, rows_of, run
-from secant.uses.kernel_factors import Factor, Rows, joined
-from secant.uses.kernel_modules import Call, factor_of, watched_modules
+from secant.uses.kernel_factors import Factor, Rows
+from secant.uses.kernel_gathered import Gathered
+from secant.uses.kernel_modules import Call, factor_of, is_convolution, watched_modules
 
 Outputs = Callable[[Any], Tensor]
 """What takes a model's output to a tensor whose first dimension is the row."""
@@ -56,6 +57,32 @@ class Cost(NamedTuple):
     backs: int
 
 
+class Places:
+    """Where derivatives are put: those that factors keep in one tensor for all rows, others in one
+    that each part of the rows writes over. Fresh memory would take longer than what is put there.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.start = rows, 0
+        self.found: dict[int, Tensor] = {}
+
+    def take(self, number: int, call: Call, outputs: int, *, is_kept: bool) -> Tensor:
+        """An empty tensor (n, outputs, *shape) for the derivatives of the call of this number.
+
+        Entries of the last dimension of a linear map's or table's output lie side by side,
+        positions of a convolution's.
+        """
+        n, *shape = call.shape
+        dim = 1 if is_convolution(call.module) or not shape else -2
+        laid = [*shape[:-1], outputs, *shape[-1:]] if dim == -2 else [outputs, *shape]
+        start = self.start if is_kept else 0
+        there = self.found.get(number)
+        if there is None or list(there.shape[1:]) != laid or len(there) < start + n:
+            there = call.into.new_empty((self.rows if is_kept else n, *laid), dtype=call.dtype)
+            self.found[number] = there
+        return there[start : start + n].movedim(dim, 1)
+
+
 class Tape:
     """A model, the chosen parameters of it, and how each of them is taken.
 
@@ -71,6 +98,7 @@ class Tape:
         # Each tied one once: `functional_call` ties the others to it.
         self.every = {name: one.detach() for name, one in model.named_parameters()}
         self.watched = watched_modules(model, self.parameters)
+        self.kept: set[nn.Module] = set()
         self.is_copying = False
         self.plain: list[str] = []
         self.why_loop: str | None = None
@@ -84,7 +112,7 @@ class Tape:
         weights = weights.to(ran.values)
         self.outputs_each = ran.values.shape[1]
         true = self._gradients(few, weights)
-        calls = self._backs(ran, weights[:, None])
+        calls = self._backs(ran, weights[:, None], Places(CHECKED))
         eps = torch.finfo(ran.values.dtype).eps
         # What is less than rounding of the whole cannot be told from 0, and adds nothing either:
         # attention's key bias, which moves no output.
@@ -102,6 +130,11 @@ class Tape:
                 explained |= set(one.names)
         self.watched = [one for one in self.watched if set(one.names) <= explained]
         self.plain = [name for name in self.parameters if name not in explained]
+        self.kept = {
+            one.module
+            for one in self.watched
+            if factors[one.names].has_backs and sum(c.module is one.module for c in calls) == 1
+        }
         self.cost = self._cost(ran, [factors[one.names] for one in self.watched])
         if self.plain:
             self._choose_fallback(few)
@@ -111,7 +144,7 @@ class Tape:
         outs = sum(call.shape.numel() for call in ran.calls)
         intos = sum(call.into.numel() for call in ran.calls)
         plain = sum(self.parameters[name].numel() for name in self.plain)
-        values = sum(joined([one]).values() for one in factors)
+        values = sum(Gathered.values(one) for one in factors)
         widest = max((one.widest() for one in factors), default=0)
         return Cost(
             intos * size // rows,
@@ -136,12 +169,12 @@ class Tape:
     def _ran(self, batch: Batch) -> Run | None:
         return self._run(batch) if self.watched else None
 
-    def factors(self, batch: Batch, ran: Run | None, span: slice) -> list[Factor]:
+    def factors(self, batch: Batch, ran: Run | None, span: slice, places: Places) -> list[Factor]:
         """J of the outputs in `span` for the rows of `batch`, by blocks of parameters."""
         found: list[Factor] = []
         if ran is not None:
             weights = torch.eye(ran.values.shape[1], dtype=ran.values.dtype)[span]
-            calls = self._backs(ran, weights.to(ran.values)[None])
+            calls = self._backs(ran, weights.to(ran.values)[None], places)
             for one in self.watched:
                 factor = factor_of(one, calls)
                 assert factor is not None, "it was there when the tape was prepared"
@@ -176,7 +209,7 @@ class Tape:
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
             edges.append(get_gradient_edge(output))
-            calls.append(Call(module, into, output.shape, None))
+            calls.append(Call(module, into, output.shape, output.dtype, None))
             # A leaf may not be written over in place, and a view loses its place by it.
             if output.is_leaf or self.is_copying:
                 return output.clone()
@@ -208,10 +241,15 @@ class Tape:
             )
         return values.flatten(1) if values.ndim > 1 else values[:, None]
 
-    def _backs(self, ran: Run, weights: Tensor) -> list[Call]:
+    def _backs(self, ran: Run, weights: Tensor, places: Places) -> list[Call]:
         """The calls with the derivative of each weighted output, `weights` (n or 1, k, c)."""
         count, rows = weights.shape[1], len(ran.values)
-        backs: list[list[Tensor | None]] = [[] for _ in ran.calls]
+        backs = [
+            places.take(number, call, count, is_kept=call.module in self.kept)
+            if call.shape[0] == rows
+            else None
+            for number, call in enumerate(ran.calls)
+        ]
         for place in range(count):
             found: Sequence[Tensor | None] = [None] * len(ran.edges)
             if ran.values.requires_grad:
@@ -220,14 +258,10 @@ class Tape:
                     retain_graph=True, allow_unused=True,
                 )  # fmt: skip
             for back, one in zip(backs, found, strict=True):
-                back.append(one)
-        calls = []
-        for call, back in zip(ran.calls, backs, strict=True):
-            given = [ran.values.new_zeros(call.shape) if one is None else one for one in back]
-            whole = given[0][:, None] if count == 1 else torch.stack(given, 1)
-            calls.append(call._replace(back=whole.view(rows, count, *call.shape[1:])))
-            back.clear()
-        return calls
+                if back is not None:
+                    back[:, place] = 0 if one is None else one
+        places.start += rows
+        return [call._replace(back=back) for call, back in zip(ran.calls, backs, strict=True)]
 
     def _gradients(self, batch: Batch, weights: Tensor) -> dict[str, Tensor]:
         """Autograd's gradient of the weighted outputs, by parameter."""
@@ -276,7 +310,7 @@ class Tape:
                     )  # fmt: skip
                     of_row.append(torch.cat([one.flatten() for one in gradients]))
             found.append(torch.stack(of_row))
-        return Rows(torch.stack(found))
+        return Rows((torch.stack(found),))
 
     def _rows_at_once(self, batch: Batch, span: slice) -> Rows:
         leaves = {name: self.parameters[name].detach() for name in self.plain}
@@ -288,7 +322,7 @@ class Tape:
         rows = dict(batch) if isinstance(batch, Mapping) else batch
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no rule for rows at once
             found = vmap(jacrev(outputs), in_dims=(None, 0))(leaves, rows)
-        return Rows(torch.cat([found[name].flatten(2) for name in self.plain], 2))
+        return Rows(tuple(found[name].flatten(2) for name in self.plain))
 
 
 class Opened:
@@ -302,12 +336,16 @@ class Opened:
         """J of the outputs in `span` for all rows, by blocks of parameters."""
         if self.only is not None:
             return self.only
-        found = []
-        for place, part in enumerate(self.parts):
-            ran = self.tape._ran(part) if self.runs is None else self.runs[place]
-            # Joined at once: what is written out is smaller than what it is written from.
-            found.append([joined([one]) for one in self.tape.factors(part, ran, span)])
-        whole = [joined(of_block) for of_block in zip(*found, strict=True)]
+        rows = sum(rows_of(part) for part in self.parts)
+        places = Places(rows)
+        found: list[Gathered] = []
+        for number, part in enumerate(self.parts):
+            ran = self.tape._ran(part) if self.runs is None else self.runs[number]
+            factors = self.tape.factors(part, ran, span, places)
+            found = found or [Gathered(rows) for _ in factors]
+            for block, factor in zip(found, factors, strict=True):
+                block.add(factor)
+        whole = [block.whole() for block in found]
         if self.runs is None:
             self.only = whole
         return whole
