@@ -8,20 +8,22 @@
  * reach it are tight; where tight pairs match all rows their sum is that of all prices, and no
  * assignment has more. Any prices will do to begin with; good ones leave few rows to match.
  *
- * Arithmetic is float64 with one rounding an operation, ties go to the lowest column, and lanes
- * are as many on every processor: all find the same assignment.
+ * Arithmetic is float64 with one rounding an operation and ties go to the lowest column, so that
+ * every processor finds the same assignment.
  */
 #include <math.h>
 #include <string.h>
 
 #include "native.h"
 
-#define LANES 8
-/* Columns in a step: two vectors, whose minima do not wait for each other. */
-#define STEP (2 * LANES)
+#if defined(__x86_64__) && defined(__GNUC__)
+#define HAS_WIDTHS 1
+#else
+#define HAS_WIDTHS 0
+#endif
 
-typedef double reals __attribute__((vector_size(8 * LANES)));
-typedef int64_t wholes __attribute__((vector_size(8 * LANES)));
+/* Columns that the caller pads to a multiple of: two of the widest vectors. */
+#define PADDING 16
 
 /* Arrays of the padded length, one after the other in the caller's memory. `prices` is v with the
  * sign turned, as of costs; `open` is that too, and minus infinity where settled. */
@@ -47,27 +49,10 @@ static tables laid_out(double *memory, int64_t padded) {
     return t;
 }
 
-#define INLINE static inline __attribute__((always_inline))
-
-/* Least value and, of the columns that have it, the lowest. */
 typedef struct {
     double value;
     int64_t column;
 } least;
-
-INLINE least least_of(const reals *low, const wholes *where) {
-    double values[STEP];
-    int64_t columns[STEP];
-    memcpy(values, low, sizeof values);
-    memcpy(columns, where, sizeof columns);
-    least found = {INFINITY, -1};
-    for (int k = 0; k < STEP; k++)
-        if (values[k] < found.value || (values[k] == found.value && columns[k] < found.column)) {
-            found.value = values[k];
-            found.column = columns[k];
-        }
-    return found;
-}
 
 #define PICK(mask, yes, no) (((yes) & (mask)) | ((no) & ~(mask)))
 #define LOAD(vector, from) memcpy(&(vector), (from), sizeof(vector))
@@ -76,27 +61,26 @@ INLINE least least_of(const reals *low, const wholes *where) {
 /* The lowest column at this distance that no row has, or -1. */
 CLONES static int64_t unmatched_at(double value, const double *distance, const int64_t *row_of,
                                    int64_t padded) {
-    for (int64_t j = 0; j < padded; j += STEP) {
+    for (int64_t j = 0; j < padded; j += PADDING) {
         int64_t some = 0;
-        for (int64_t k = j; k < j + STEP; k++) some |= -(distance[k] == value) & row_of[k];
+        for (int64_t k = j; k < j + PADDING; k++) some |= -(distance[k] == value) & row_of[k];
         /* Rows are not negative, and of those that there are none gives the sign. */
         if (some < 0)
-            for (int64_t k = j; k < j + STEP; k++)
+            for (int64_t k = j; k < j + PADDING; k++)
                 if (distance[k] == value && row_of[k] < 0) return k;
     }
     return -1;
 }
 
-/* ROOM: sums of so many of the gains are in the range of float64. */
 #define REAL float
+#define KIND f32
 #define ROOM 1
-#define NAMED(name) name##_f32
-#include "_assign_rows.h"
+#include "_assign_type.h"
 #undef REAL
-#undef NAMED
+#undef KIND
 #undef ROOM
 
 #define REAL double
+#define KIND f64
 #define ROOM 0x1p64
-#define NAMED(name) name##_f64
-#include "_assign_rows.h"
+#include "_assign_type.h"

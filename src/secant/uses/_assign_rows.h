@@ -1,11 +1,43 @@
-/* The assignment for one type of gains; _assign.c includes this once a type. REAL: the type. */
+/* The assignment for one type of gains and one width of vectors; _assign_type.h includes this.
+ *
+ * REAL: the type, KIND: its name, ROOM: sums of so many gains are in the range of float64;
+ * LANES: numbers of eight bytes in a vector, WIDE: the attribute of functions that have them.
+ */
+#define JOIN(name, kind, lanes) name##_##kind##_##lanes
+#define JOINED(name, kind, lanes) JOIN(name, kind, lanes)
+#define NAMED(name) JOINED(name, KIND, LANES)
+/* Columns in a step: two vectors, whose minima do not wait for each other. */
+#define STEP (2 * LANES)
 
 typedef REAL NAMED(several) __attribute__((vector_size(sizeof(REAL) * LANES)));
+typedef double NAMED(reals) __attribute__((vector_size(8 * LANES)));
+typedef int64_t NAMED(wholes) __attribute__((vector_size(8 * LANES)));
+#define several NAMED(several)
+#define reals NAMED(reals)
+#define wholes NAMED(wholes)
+
+/* The columns of a first vector. */
+static const int64_t NAMED(first)[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+
+/* Least value and, of the columns that have it, the lowest: the same for every width. */
+WIDE static least NAMED(least_of)(const reals *low, const wholes *where) {
+    double values[STEP];
+    int64_t columns[STEP];
+    memcpy(values, low, sizeof values);
+    memcpy(columns, where, sizeof columns);
+    least found = {INFINITY, -1};
+    for (int k = 0; k < STEP; k++)
+        if (values[k] < found.value || (values[k] == found.value && columns[k] < found.column)) {
+            found.value = values[k];
+            found.column = columns[k];
+        }
+    return found;
+}
 
 /* What is left of a row's costs at these prices: base - gain - price. */
 #define COSTS(into, column)                                                  \
     do {                                                                     \
-        NAMED(several) some;                                                 \
+        several some;                                                 \
         reals price;                                                         \
         LOAD(some, gain + (column));                                         \
         LOAD(price, prices + (column));                                      \
@@ -14,8 +46,8 @@ typedef REAL NAMED(several) __attribute__((vector_size(sizeof(REAL) * LANES)));
 
 /* Whether all are finite, and times ROOM too: of no others the product with 0 is 0. `count` is
  * whole steps. */
-CLONES static int NAMED(is_finite)(const REAL *gain, int64_t count) {
-    NAMED(several) one, sum[2] = {{0}, {0}};
+WIDE static int NAMED(is_finite)(const REAL *gain, int64_t count) {
+    several one, sum[2] = {{0}, {0}};
     for (int64_t j = 0; j < count; j += STEP)
         for (int k = 0; k < 2; k++) {
             LOAD(one, gain + j + k * LANES);
@@ -28,9 +60,11 @@ CLONES static int NAMED(is_finite)(const REAL *gain, int64_t count) {
 }
 
 /* The best column of a row. */
-CLONES static least NAMED(best)(const REAL *gain, const double *prices, int64_t padded) {
+WIDE static least NAMED(best)(const REAL *gain, const double *prices, int64_t padded) {
     reals lead = {0}, low[2];
-    wholes at = {0, 1, 2, 3, 4, 5, 6, 7}, where[2] = {at, at};
+    wholes at, where[2];
+    LOAD(at, NAMED(first));
+    where[0] = where[1] = at;
     low[0] = low[1] = lead + (double)INFINITY;
     for (int64_t j = 0; j < padded; j += STEP)
         for (int k = 0; k < 2; k++) {
@@ -41,11 +75,11 @@ CLONES static least NAMED(best)(const REAL *gain, const double *prices, int64_t 
             where[k] = PICK(is_less, at, where[k]);
             at += LANES;
         }
-    return least_of(low, where);
+    return NAMED(least_of)(low, where);
 }
 
 /* For each column the least of what is left of its costs, and the row that has it. */
-CLONES static void NAMED(lower)(const REAL *gain, const double *prices, double row_price,
+WIDE static void NAMED(lower)(const REAL *gain, const double *prices, double row_price,
                                 int64_t row, double *slack, int64_t *from, int64_t padded) {
     reals lead = (reals){0} - row_price;
     wholes own = (wholes){0} + row;
@@ -64,11 +98,13 @@ CLONES static void NAMED(lower)(const REAL *gain, const double *prices, double r
 }
 
 /* Distances by way of one more row, and the nearest column that is not settled. */
-CLONES static least NAMED(reach)(const REAL *gain, const double *prices, double base, int64_t row,
+WIDE static least NAMED(reach)(const REAL *gain, const double *prices, double base, int64_t row,
                                  double *distance, int64_t *from, int64_t padded) {
     reals lead = (reals){0} + base, low[2];
     wholes own = (wholes){0} + row;
-    wholes at = {0, 1, 2, 3, 4, 5, 6, 7}, where[2] = {at, at};
+    wholes at, where[2];
+    LOAD(at, NAMED(first));
+    where[0] = where[1] = at;
     low[0] = low[1] = (reals){0} + (double)INFINITY;
     for (int64_t j = 0; j < padded; j += STEP)
         for (int k = 0; k < 2; k++) {
@@ -88,14 +124,13 @@ CLONES static least NAMED(reach)(const REAL *gain, const double *prices, double 
             where[k] = PICK(is_least, at, where[k]);
             at += LANES;
         }
-    return least_of(low, where);
+    return NAMED(least_of)(low, where);
 }
-#undef COSTS
 
 /* Rows take the columns that are best for them, those matched before theirs where it is one of
  * the best; then columns nobody wants come down in price until a row does. Gives how many rows
  * are unmatched. */
-static int64_t NAMED(begin)(const REAL *gain, int64_t size, int64_t padded, int64_t *columns,
+WIDE static int64_t NAMED(begin)(const REAL *gain, int64_t size, int64_t padded, int64_t *columns,
                             tables t) {
     int64_t count = 0;
     for (int64_t i = 0; i < size; i++) {
@@ -138,7 +173,7 @@ static int64_t NAMED(begin)(const REAL *gain, int64_t size, int64_t padded, int6
 }
 
 /* Match one more row along the shortest path to a column without one; gives the rows scanned. */
-static int64_t NAMED(augment)(const REAL *gain, int64_t padded, int64_t start, int64_t *columns,
+WIDE static int64_t NAMED(augment)(const REAL *gain, int64_t padded, int64_t start, int64_t *columns,
                               tables t) {
     int64_t count = 0, row = start, column;
     double base = 0.0, near = INFINITY;
@@ -174,12 +209,9 @@ static int64_t NAMED(augment)(const REAL *gain, int64_t padded, int64_t start, i
     return count + 1;
 }
 
-/* Columns (size) for each row of gains (size, padded), of which those past `size` are not read
- * but as numbers. `prices` (size) and `columns` (size; -1 for none) come in as where to begin and
- * go out as found. Gives the rows scanned in searching, or -1 where a gain is
- * not finite or too large. */
-EXPORT int64_t NAMED(secant_assign)(const REAL *gain, int64_t size, int64_t padded, double *prices,
-                                    int64_t *columns, double *memory) {
+/* As `secant_assign` in _assign_type.h. */
+WIDE static int64_t NAMED(assign)(const REAL *gain, int64_t size, int64_t padded,
+                                  double *prices, int64_t *columns, double *memory) {
     tables t = laid_out(memory, padded);
     if (!NAMED(is_finite)(gain, size * padded)) return -1;
     for (int64_t j = 0; j < padded; j++) {
@@ -193,3 +225,12 @@ EXPORT int64_t NAMED(secant_assign)(const REAL *gain, int64_t size, int64_t padd
     for (int64_t j = 0; j < size; j++) prices[j] = -t.prices[j];
     return scanned;
 }
+
+#undef COSTS
+#undef several
+#undef reals
+#undef wholes
+#undef STEP
+#undef NAMED
+#undef JOINED
+#undef JOIN
