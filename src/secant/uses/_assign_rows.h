@@ -34,14 +34,14 @@ WIDE static least NAMED(least_of)(const reals *low, const wholes *where) {
     return found;
 }
 
-/* What is left of a row's costs at these prices: base - gain - price. */
-#define COSTS(into, column)                                                  \
-    do {                                                                     \
-        several some;                                                 \
-        reals price;                                                         \
-        LOAD(some, gain + (column));                                         \
-        LOAD(price, prices + (column));                                      \
-        into = lead - __builtin_convertvector(some, reals) - price;          \
+/* A row's costs less the prices, from `lead`; the cost of a pair is its gain with the sign turned. */
+#define COSTS(into, column)                                         \
+    do {                                                            \
+        several some;                                               \
+        reals price;                                                \
+        LOAD(some, gain + (column));                                \
+        LOAD(price, prices + (column));                             \
+        into = lead - __builtin_convertvector(some, reals) - price; \
     } while (0)
 
 /* Whether all are finite, and times ROOM too: of no others the product with 0 is 0. `count` is
@@ -130,8 +130,8 @@ WIDE static least NAMED(reach)(const REAL *gain, const double *prices, double ba
 /* Rows take the columns that are best for them, those matched before theirs where it is one of
  * the best; then columns nobody wants come down in price until a row does. Gives how many rows
  * are unmatched. */
-WIDE static int64_t NAMED(begin)(const REAL *gain, int64_t size, int64_t padded, int64_t *columns,
-                            tables t) {
+WIDE static int64_t NAMED(begin)(const REAL *gain, int64_t size, int64_t padded,
+                                 int64_t *columns, tables t) {
     int64_t count = 0;
     for (int64_t i = 0; i < size; i++) {
         const REAL *row = gain + i * padded;
@@ -173,8 +173,8 @@ WIDE static int64_t NAMED(begin)(const REAL *gain, int64_t size, int64_t padded,
 }
 
 /* Match one more row along the shortest path to a column without one; gives the rows scanned. */
-WIDE static int64_t NAMED(augment)(const REAL *gain, int64_t padded, int64_t start, int64_t *columns,
-                              tables t) {
+WIDE static int64_t NAMED(augment)(const REAL *gain, int64_t padded, int64_t start,
+                                   int64_t *columns, tables t) {
     int64_t count = 0, row = start, column;
     double base = 0.0, near = INFINITY;
     for (int64_t j = 0; j < padded; j++) t.distance[j] = INFINITY;

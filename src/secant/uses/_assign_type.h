@@ -30,8 +30,8 @@
 
 /* Columns (size) for each row of gains (size, padded), of which those past `size` are not read
  * but as numbers. `prices` (size) and `columns` (size; -1 for none) come in as where to begin and
- * go out as found. Gives the rows scanned in searching, or -1 where a gain is
- * not finite or too large. */
+ * go out as found. Gives the rows scanned in searching, or -1 where a gain is not finite or too
+ * large. */
 EXPORT int64_t EXPORTED(KIND)(const REAL *gain, int64_t size, int64_t padded, double *prices,
                               int64_t *columns, double *memory) {
 #if HAS_WIDTHS
