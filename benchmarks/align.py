@@ -5,8 +5,10 @@ Run: python benchmarks/align.py, with the peer where Python finds it:
 
 Two pairs: nets trained on the digits from different seeds, and a net with its own copy in a
 random order. One process, one thread, five rounds in turn, medians. `matching` is the descent
-over the weights alone; `whole` adds the export, the copy and the check that the function stays;
-`rebasin` is the peer's run, with `traced` its reading of the model before.
+over the weights alone, and `scipy` what scipy needs for the linear assignments in it; `whole` adds
+the export, the copy and the check that the function stays; `rebasin` is the peer's run, with
+`traced` its reading of the model before. At the end single assignments, begun at nothing, against
+scipy's: of trained nets with one hidden layer, random gains, and gains with many ties.
 """
 
 import copy
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 from rebasin import PermutationCoordinateDescent
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,12 +33,15 @@ from secant.uses.align import align, distance, weight_terms
 
 WIDTHS = (64, 512, 512, 512, 10)
 ROUNDS = 5
+SIZES = (512, 1536, 4096)
 
 
-def trained(seed: int, images: Tensor, labels: Tensor) -> nn.Sequential:
+def trained(
+    seed: int, images: Tensor, labels: Tensor, widths: tuple[int, ...] = WIDTHS
+) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for before, after in pairwise(WIDTHS):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     model = nn.Sequential(*layers[:-1])
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -64,29 +70,41 @@ def main() -> None:
     print(f"torch {torch.__version__}, one thread")
     compare("trained from two seeds", a, b, images)
     compare("a net and its permuted copy", a, copied, images)
+    for size in SIZES:
+        alone(size, images, labels)
 
 
 def compare(title: str, a: nn.Module, b: nn.Module, images: Tensor) -> None:
     symmetries = find_symmetries(export(b, "b", (images[:2],), {}), b)
-    solve = matching.linear_sum_assignment
+    solve = matching.assign
     spent: list[float] = []
+    gains: list[Any] = []
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        seconds, found = timed(lambda: solve(*args, **kwargs))
+    def watched(*args: Any) -> Any:
+        seconds, found = timed(lambda: solve(*args))
         spent.append(seconds)
         return found
 
-    def ours(seed: int) -> Any:
+    def kept(gain: Tensor, *args: Any) -> Any:
+        gains.append(gain.double().numpy(force=True).copy())
+        return solve(gain, *args)
+
+    def ours(seed: int, through: Callable[..., Any]) -> Any:
+        matching.assign = through
         terms = weight_terms(a, b, symmetries)
-        return matching.match(symmetries, terms, torch.Generator().manual_seed(seed))
+        found = matching.match(symmetries, terms, torch.Generator().manual_seed(seed))
+        matching.assign = solve
+        return found
 
     rows: list[dict[str, float]] = []
     for turn in range(ROUNDS + 1):  # the first warms up
         spent.clear()
-        matching.linear_sum_assignment = watched
-        row = {"matching": timed(lambda turn=turn: ours(turn))[0]}
-        matching.linear_sum_assignment = solve
+        gains.clear()
+        row = {"matching": timed(lambda turn=turn: ours(turn, watched))[0]}
         row |= {"its assignments": sum(spent), "assignments": len(spent)}
+        ours(turn, kept)
+        row["scipy"] = sum(timed(lambda g=g: linear_sum_assignment(g, maximize=True))[0]
+                           for g in gains)  # fmt: skip
         row["whole"], found = timed(lambda turn=turn: align(a, b, images, seed=turn))
         peer = copy.deepcopy(b)
         made, descent = timed(lambda peer=peer: PermutationCoordinateDescent(a, peer, images[:2]))
@@ -98,11 +116,48 @@ def compare(title: str, a: nn.Module, b: nn.Module, images: Tensor) -> None:
     print(f"\n{title}, distance {distance(a, b):.3f}")
     for name, value in median.items():
         print(f"{name:24s} {value:9.4f}")
-    if median["assignments"]:
-        ratio = statistics.median(row["matching"] / row["its assignments"] for row in rows[1:])
-        print(f"matching / assignments   {ratio:9.2f} (wanted: at most 1.3)")
-    print(f"rebasin / matching       {median['rebasin'] / median['matching']:9.1f} (wanted: 8)")
-    print(f"traced / whole           {median['traced'] / median['whole']:9.1f}")
+    for above, below, wanted in (
+        ("matching", "its assignments", ""),
+        ("matching", "scipy", " (wanted: at most 1.3)"),
+        ("scipy", "its assignments", ""),
+        ("rebasin", "matching", " (wanted: 8)"),
+        ("traced", "whole", ""),
+    ):
+        ratio = statistics.median(row[above] / row[below] for row in rows[1:])
+        print(f"{above + ' / ' + below:26s} {ratio:7.2f}{wanted}")
+
+
+def alone(size: int, images: Tensor, labels: Tensor) -> None:
+    """Assignments of gains (size, size), begun at nothing."""
+    read = []
+    for seed in (0, 1):
+        net = trained(seed, images, labels, (64, size, 10))
+        first, last = (layer for layer in net if isinstance(layer, nn.Linear))
+        parts = (first.weight, first.bias[:, None], last.weight.T)
+        read.append(torch.cat(parts, 1).detach())
+    draw = torch.Generator().manual_seed(0)
+    units = torch.randn(2, size, 64, generator=draw)
+    lives = torch.rand(2, size, 1, generator=draw) > 0.4
+    some = torch.randint(0, size // 8, (2, size), generator=draw)
+    dead, often = (units * lives), [u[s] for u, s in zip(units, some, strict=True)]
+    gains = {
+        "trained": read[0] @ read[1].T,
+        "random": torch.randn(size, size, generator=draw),
+        "40 % dead units": dead[0] @ dead[1].T,
+        "each unit 8 times": often[0] @ often[1].T,
+        "a permuted copy": units[0] @ units[0][torch.randperm(size, generator=draw)].T,
+    }
+    for name, gain in gains.items():
+        rows = []
+        for _ in range(5 if size < 4096 else 1):
+            seconds, found = timed(lambda gain=gain: matching.assign(gain))
+            wide = gain.double().numpy()
+            peer, best = timed(lambda wide=wide: linear_sum_assignment(wide, maximize=True))
+            rows.append((seconds, peer, peer / seconds))
+        ours, theirs = (wide[range(size), each].sum() for each in (found.columns.numpy(), best[1]))
+        assert abs(ours - theirs) <= 1e-12 * abs(theirs)
+        seconds, peer, ratio = (statistics.median(each) for each in zip(*rows, strict=True))
+        print(f"{size:5d} {name:20s} {seconds:9.4f} s, scipy {peer:9.4f} s, {ratio:6.2f} times")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ from secant.errors import InputError
 from secant.load.huggingface import quiet
 from secant.load.units import Units
 from secant.maps.graph import export
-from secant.maps.symmetries import find_symmetries
+from secant.maps.symmetries import Symmetries, Symmetry, find_symmetries
+from secant.uses import assignment, matching
 from secant.uses.align import align, distance, weight_terms
-from secant.uses.matching import match
+from secant.uses.matching import Term, match
 
 BACK = ["mlp", "residual CNN with BatchNorm", "BERT", "Llama", "demo transformer", "GPT-2"]
 CASE = {case.name: case for case in CASES}
@@ -127,6 +128,79 @@ def test_gains_mended_and_made_anew_agree():
         best = float(gain[rows, columns].sum())
         assert float(gain.diagonal().sum()) == pytest.approx(best, rel=1e-5)
     assert again.before == pytest.approx(found.after)
+
+
+def test_gains_are_mended_by_what_changed():
+    """Three axes in terms of up to three, one twice in a term: after any orders, as made anew."""
+    sizes = {0: 6, 1: 7, 2: 8}
+    found = Symmetries(
+        tuple(Symmetry(axis, str(axis), size, (), 1, ()) for axis, size in sizes.items()),
+        (), {}, sizes, {},
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    axes = [(0, 1, 2), (0, 1), (2, 0), (1, 1), (2,)]
+    terms = [
+        Term(one, *(torch.randn(*(sizes[a] for a in one), 3, generator=generator) for _ in "ab"))
+        for one in axes
+    ]
+    descent = matching._Descent(matching._Tree(found, generator), terms, list(sizes), 0)
+    for moved in ([0], [1, 2], [0], [1], [], [2], [0, 1, 2]):
+        for axis in moved:
+            descent.orders[axis] = torch.randperm(sizes[axis], generator=generator)
+        for axis, size in sizes.items():
+            expected = torch.zeros(size, size)
+            for term in terms:
+                for dim in (d for d, a in enumerate(term.axes) if a == axis):
+                    b = term.b
+                    for other, a in enumerate(term.axes):
+                        if other != dim and a in descent.orders:
+                            b = b.index_select(other, descent.orders[a])
+                    pair = [each.movedim(dim, 0).flatten(1) for each in (term.a, b)]
+                    expected += pair[0] @ pair[1].T
+            gain, has_changed = descent._gain(axis, descent.of[axis])
+            assert torch.allclose(gain.matrix, expected, rtol=0, atol=1e-4)
+            again, has_more = descent._gain(axis, descent.of[axis])
+            assert again is gain
+            assert not has_more
+            neighbours = {0: {1, 2}, 1: {0, 1, 2}, 2: {0, 1}}[axis]
+            assert has_changed == (not gain.assignment or bool(neighbours.intersection(moved)))
+            gain.assignment = gain.assignment or assignment.assign(gain.matrix)
+
+
+def test_no_gain_is_assigned_twice(monkeypatch):
+    """An axis whose neighbours stayed has its best order already."""
+    torch.manual_seed(0)
+    a, b = mlp(8, 30, 30, 30, 3), mlp(8, 30, 30, 30, 3)
+    seen = []
+
+    def watched(gain, begin):
+        assert not any(torch.equal(gain, one) for one in seen)
+        seen.append(gain.clone())
+        return assignment.assign(gain, begin)
+
+    monkeypatch.setattr(matching, "assign", watched)
+    found = align(a, b, torch.randn(4, 8))
+    assert len(seen) > len(found.orders)
+
+
+def test_without_compiled_c_scipy_assigns(monkeypatch):
+    """As near from either, where two optima of random gains do not tie."""
+    torch.manual_seed(0)
+    a, b = mlp(8, 40, 40, 3), mlp(8, 40, 40, 3)
+    found = align(a, b, torch.randn(4, 8))
+    monkeypatch.setattr(assignment, "_library", lambda: None)
+    other = align(a, b, torch.randn(4, 8))
+    assert other.after == found.after
+    assert all(torch.equal(other.orders[axis], order) for axis, order in found.orders.items())
+
+
+def test_weights_whose_products_leave_the_range_are_refused():
+    a, b = (mlp(4, 5, 2) for _ in range(2))
+    with torch.no_grad():
+        for model in (a, b):
+            model[0].weight.fill_(1e30)
+    with pytest.raises(InputError, match=r"25 of 25 pairs are not\. Products of weights leave"):
+        align(a, b, torch.randn(4, 4))
 
 
 def test_a_seed_draws_one_result():

@@ -1,7 +1,7 @@
 """Orders of one model's units in which they are as like another's as may be.
 
 Holds: ``match`` and what it matches, ``Term``.
-May import: torch, numpy, scipy, ``secant.maps``.
+May import: torch, ``secant.maps``, ``secant.uses``.
 
 Coordinate descent as in Git Re-Basin (Ainsworth et al. 2022, arXiv:2209.04836, algorithm 1):
 with all other orders held, the best order of one axis is a linear assignment. Where an axis
@@ -12,15 +12,15 @@ orders within that pair are worth.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from secant.maps.permutations import Orders, reordered
 from secant.maps.symmetries import Symmetries
+from secant.uses.assignment import Assignment, assign
 
 
 class Term(NamedTuple):
@@ -43,10 +43,15 @@ class Found(NamedTuple):
 
 @dataclass
 class _Gain:
-    """What each pair of entries is worth in one term, and the orders for which it was computed."""
+    """What each pair of an axis' entries is worth, and the last assignment.
+
+    `matrix` is a sum over places, a term and one of its dimensions each; `orders` are those of
+    the term's other axes for which it was added.
+    """
 
     matrix: Tensor
-    orders: tuple[Tensor, ...]
+    orders: dict[tuple[int, int], Orders] = field(default_factory=dict)
+    assignment: Assignment | None = None
 
 
 def match(symmetries: Symmetries, terms: Sequence[Term], generator: torch.Generator) -> Orders:
@@ -94,7 +99,8 @@ class _Descent:
         self.of = {root: [t for t in terms if root in t.axes] for root in roots}
         self.within = {a: outer[depth:] for a, outer in tree.within.items() if len(outer) >= depth}
         self.orders: Orders = {}
-        self.gains: dict[tuple[int, int], _Gain] = {}
+        self.gains: dict[int, _Gain] = {}
+        self.roundings: dict[int, float] = {}
 
     def run(self) -> Found:
         """First the axes as they can be known, then rounds in random order until none gains."""
@@ -125,6 +131,14 @@ class _Descent:
             for t in terms
         )
 
+    def _rounding(self, terms: list[Term]) -> float:
+        """A gain that sums of products in another order could have made up."""
+        for t in terms:
+            if id(t) not in self.roundings:
+                norms = float(t.a.norm()) * float(t.b.norm())
+                self.roundings[id(t)] = torch.finfo(t.a.dtype).eps * norms
+        return sum(self.roundings[id(t)] for t in terms)
+
     def _update(self, root: int, terms: list[Term]) -> bool:
         """Give an axis its best order; whether it has another one now."""
         is_leaf = not self.tree.children.get(root)
@@ -138,58 +152,67 @@ class _Descent:
             return True
         before = self._value(terms)
         self.orders |= proposal
-        if self._value(terms) > before + _rounding(terms):
+        if self._value(terms) > before + self._rounding(terms):
             return True
         self.orders |= old
         return False
 
     def _leaf(self, root: int, terms: list[Term]) -> Orders:
         """The order of an axis that has none within it."""
-        gain = torch.zeros(self.tree.sizes[root], self.tree.sizes[root])
-        for term in terms:
-            for dim, axis in enumerate(term.axes):
-                if axis == root:
-                    gain = gain + self._gain(term, dim)
+        gain, has_changed = self._gain(root, terms)
         now = self.orders.get(root)
-        order = _assigned(gain)
+        if now is not None and not has_changed:
+            return {root: now}  # the best for this gain already
+        gain.assignment = assign(gain.matrix, gain.assignment)
+        order = gain.assignment.columns
         if now is not None:
-            entries = torch.arange(len(order))
-            better = gain[entries, order].double().sum() - gain[entries, now].double().sum()
-            if float(better) <= _rounding(terms):
+            values = (gain.matrix.gather(1, each[:, None]).double().sum() for each in (order, now))
+            if float(next(values) - next(values)) <= self._rounding(terms):
                 order = now
         return {root: order}
 
-    def _gain(self, term: Term, dim: int) -> Tensor:
+    def _gain(self, root: int, terms: list[Term]) -> tuple[_Gain, bool]:
         """Products of each entry of `a` with each of `b`, the other axes in their orders.
 
-        Kept from one round to the next, and mended where one other axis changed in few entries.
+        Kept from one round to the next and mended by what the other axes' new orders change;
+        whether there was anything to mend.
         """
-        others = [a for d, a in enumerate(term.axes) if d != dim and a in self.orders]
-        orders = tuple(self.orders[a] for a in others)
-        key = id(term), dim
-        kept = self.gains.get(key)
-        if kept is not None and len(kept.orders) == len(orders):
-            changed = [i for i, (old, new) in enumerate(zip(kept.orders, orders, strict=True))
-                       if not torch.equal(old, new)]  # fmt: skip
-            if not changed:
-                return kept.matrix
-            places = [d for d, a in enumerate(term.axes) if a == others[changed[0]]]
-            if len(others) == len(places) == 1 and orders[0].ndim == 1:
-                old, new = kept.orders[0], orders[0]
-                where = (old != new).nonzero().flatten()
-                if 2 * len(where) <= len(new):
-                    a = term.a.index_select(places[0], where)
-                    b = term.b.index_select(places[0], new[where])
-                    b = b - term.b.index_select(places[0], old[where])
-                    kept.matrix += _rows(a, dim) @ _rows(b, dim).T
-                    kept.orders = orders
-                    return kept.matrix
-        ordered = {a: order for a, order in self.orders.items() if a in others}
-        axes = tuple(-1 if d == dim else a for d, a in enumerate(term.axes))
-        b = reordered(term.b, axes, ordered, self.within)
-        matrix = _rows(term.a, dim) @ _rows(b, dim).T
-        self.gains[key] = _Gain(matrix, orders)
-        return matrix
+        kept = self.gains.get(root)
+        if kept is None:
+            is_double = any(torch.float64 in (t.a.dtype, t.b.dtype) for t in self.of[root])
+            dtype = torch.float64 if is_double else torch.float32
+            kept = self.gains[root] = _Gain(torch.zeros(2 * (self.tree.sizes[root],), dtype=dtype))
+        has_changed = False
+        for term in terms:
+            for dim in (d for d, axis in enumerate(term.axes) if axis == root):
+                has_changed |= self._mended(kept, term, dim)
+        return kept, has_changed
+
+    def _mended(self, gain: _Gain, term: Term, dim: int) -> bool:
+        """Bring one term's part of a gain up to the present orders; whether it was not."""
+        others = {a for d, a in enumerate(term.axes) if d != dim and a in self.orders}
+        new = {axis: self.orders[axis] for axis in others}
+        old = gain.orders.get((id(term), dim))
+        changed = {a for a in new if old is None or a not in old or not torch.equal(old[a], new[a])}
+        if old is not None and not changed:
+            return False
+        gain.orders[id(term), dim] = new
+        a, b = term.a, term.b
+        places = [d for d, axis in enumerate(term.axes) if d != dim and axis in changed]
+        if old is not None and old.keys() == new.keys() == changed and len(places) == 1:
+            (axis,) = changed
+            if new[axis].ndim == 1:
+                where = (old[axis] != new[axis]).nonzero().flatten()
+                a = a.index_select(places[0], where)
+                pair = (b.index_select(places[0], each[axis][where]) for each in (new, old))
+                _add_products(gain.matrix, a, next(pair).sub_(next(pair)), dim)
+                return True
+        axes = tuple(-1 if d == dim else axis for d, axis in enumerate(term.axes))
+        after = reordered(b, axes, new, self.within)
+        if old is not None:
+            after = after - reordered(b, axes, old, self.within)
+        _add_products(gain.matrix, a, after, dim)
+        return True
 
     def _nested(self, root: int, terms: list[Term]) -> Orders:
         """The order of an axis, and for each of its entries the orders within it."""
@@ -197,12 +220,10 @@ class _Descent:
         apart = {a: order for a, order in self.orders.items() if a not in own}
         values = torch.zeros(size, size, dtype=torch.float64)
         parts: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
-        for term in terms:
+        plain = [t for t in terms if not own.intersection(t.axes) - {root}]
+        values += self._gain(root, plain)[0].matrix
+        for term in (t for t in terms if own.intersection(t.axes) - {root}):
             inner = tuple(a for a in term.axes if a in own and a != root)
-            if not inner:
-                for dim in (d for d, a in enumerate(term.axes) if a == root):
-                    values += self._gain(term, dim)
-                continue
             b = reordered(term.b, term.axes, apart, self.within)
             front = [d for a in (root, *inner) for d, each in enumerate(term.axes) if each == a]
             front = list(dict.fromkeys(front))
@@ -224,7 +245,7 @@ class _Descent:
                 below = self.tree.descend(slices, self.tree.children[root], self.depth + 1)
                 values[x, y] += below.value
                 inside[x, y] = below.orders
-        order = torch.arange(size) if is_fixed else _assigned(values)
+        order = torch.arange(size) if is_fixed else assign(values).columns
         pairs = [inside[x, y] for x, y in enumerate(order.tolist())]
         found = {axis: torch.stack([orders[axis] for orders in pairs]) for axis in pairs[0]}
         return found if is_fixed else found | {root: order}
@@ -234,17 +255,5 @@ def _rows(values: Tensor, dim: int) -> Tensor:
     return values.movedim(dim, 0).flatten(1)
 
 
-def _assigned(gain: Tensor) -> Tensor:
-    """For each row its column, each column once, of the largest sum."""
-    best = gain.argmax(1)
-    if len(torch.bincount(best, minlength=len(best)).nonzero()) == len(best):
-        return best  # no sum is larger than that of every row's largest
-    _, columns = linear_sum_assignment(gain.double().numpy(), maximize=True)
-    return torch.from_numpy(columns)
-
-
-def _rounding(terms: Sequence[Term]) -> float:
-    """A gain that sums of products in another order could have made up."""
-    return sum(
-        torch.finfo(t.a.dtype).eps * float(t.a.norm()) * float(t.b.norm()) for t in terms
-    )  # fmt: skip
+def _add_products(gain: Tensor, a: Tensor, b: Tensor, dim: int) -> None:
+    gain.addmm_(_rows(a, dim).to(gain.dtype), _rows(b, dim).to(gain.dtype).T)
