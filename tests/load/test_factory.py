@@ -45,6 +45,12 @@ def with_argument(width):
 def no_module():
     return 3
 
+def trained():
+    net = Net()
+    for one in net.parameters():
+        one.data.fill_(1)
+    return net
+
 lazy = lambda: nn.Sequential(nn.LazyLinear(3))
 CONSTANT = 3
 """
@@ -96,7 +102,22 @@ def test_weights_fill_the_model(nets, tmp_path, name):
 
 
 def test_without_weights_the_factory_decides(nets):
-    assert load_model(f"{nets}:Net").name == f"{nets}:Net"
+    loaded = load_model(f"{nets}:Net")
+    assert loaded.name == f"{nets}:Net"
+    draws = [one.first.weight for one in (loaded.model, *map(loaded.fresh, (0, 0, 1)))]
+    assert draws[1].equal(draws[2])
+    assert not any(draws[1].equal(other) for other in (draws[0], draws[3]))
+
+
+def test_a_factory_that_loads_its_weights_has_fresh_ones_all_the_same(nets):
+    loaded = load_model(f"{nets}:trained")
+    own, one, again, other = (
+        m.first.weight for m in (loaded.model, *map(loaded.fresh, (0, 0, 1)))
+    )
+    assert bool((own == 1).all())
+    assert one.equal(again)
+    assert not one.equal(other)
+    assert bool((one.abs() < 1).all())
 
 
 def test_loading_leaves_the_random_state(nets):

@@ -218,6 +218,23 @@ def test_dropout_between_layers_is_refused():
     assert len(transitions(model, lambda: model(X))) == 2
 
 
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_a_chaotic_layer_may_part_from_its_own_steps_by_rounding(kind):
+    """In float32, over 300 steps of a state that rounding grows in; the first ones agree."""
+    torch.manual_seed(0)
+    layer = kind(4, 32, batch_first=True, bidirectional=True)
+    with torch.no_grad():
+        for one in layer.parameters():
+            one.mul_(30)
+    x = torch.randn(2, 300, 4)
+    model = Holder(layer)
+    forward, backward = transitions(model, lambda: model(x)).values()
+    given = layer(x)[0].detach()
+    ours = torch.cat([forward.y[..., :32], backward.y[..., :32].flip(1)], -1)
+    assert torch.allclose(ours[:, :6, :32], given[:, :6, :32], atol=1e-3)
+    assert float((ours - given).norm()) > 1e-2 * float(given.norm())
+
+
 def test_a_mask_of_another_length_is_refused():
     found = only(Holder(nn.GRU(4, 3, batch_first=True).double()))
     whole = torch.ones(3, 7, dtype=torch.bool)

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secant.errors import LoadError
-from secant.load.fresh import seeded
+from secant.load.fresh import reinitialised, seeded
 from secant.load.loaded import Loaded
 from secant.load.options import LoadOptions
 
@@ -90,7 +90,9 @@ def import_named(name: str, what: str) -> Callable[..., Any]:
 def load_factory(source: str, options: LoadOptions) -> Loaded:
     """The `nn.Module` that the factory returns, filled with `options.weights` if given.
 
-    Fresh copies call the factory again under the seed.
+    Fresh copies call the factory again under the seed; without a weights file under the next one,
+    for the model itself is its draw of seed 0. A factory that loads weights itself gives them
+    again: then its modules draw theirs anew, as those of a module without a factory do.
 
     Raises: `LoadError` if it returns anything else, or if the weights do not fit.
     """
@@ -110,12 +112,25 @@ def load_factory(source: str, options: LoadOptions) -> Loaded:
         with seeded(seed):
             return build()
 
-    model, name = fresh(0), source
-    if options.weights is not None:
-        path = Path(options.weights)
-        fill(model, read_weights(path), str(path), keeps_dtype=options.dtype == "keep")
-        name = f"{source} ({path.name})"
-    return Loaded(name, model, None, fresh)
+    model = fresh(0)
+    if options.weights is None:
+        own = _sums(model)
+
+        def another(seed: int) -> nn.Module:
+            other = fresh(seed + 1)
+            return reinitialised(other, seed) if _sums(other) == own else other
+
+        return Loaded(source, model, None, another)
+    path = Path(options.weights)
+    fill(model, read_weights(path), str(path), keeps_dtype=options.dtype == "keep")
+    return Loaded(f"{source} ({path.name})", model, None, fresh)
+
+
+def _sums(model: nn.Module) -> list[float]:
+    """What tells two draws of the parameters apart."""
+    lazy = nn.parameter.UninitializedParameter
+    known = (one.detach() for one in model.parameters() if not isinstance(one, lazy))
+    return [float(one.double().sum()) for one in known]
 
 
 def read_weights(path: Path, *, is_mapped: bool = False) -> dict[str, Tensor]:
