@@ -111,9 +111,7 @@ def test_without_weights_the_factory_decides(nets):
 
 def test_a_factory_that_loads_its_weights_has_fresh_ones_all_the_same(nets):
     loaded = load_model(f"{nets}:trained")
-    own, one, again, other = (
-        m.first.weight for m in (loaded.model, *map(loaded.fresh, (0, 0, 1)))
-    )
+    own, one, again, other = (m.first.weight for m in (loaded.model, *map(loaded.fresh, (0, 0, 1))))
     assert bool((own == 1).all())
     assert one.equal(again)
     assert not one.equal(other)

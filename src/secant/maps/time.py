@@ -353,7 +353,8 @@ def _check_same(site: str, steps: Tensor, given: Tensor, valid: Tensor | None) -
     most = SAME_HALF if torch.finfo(given.dtype).bits == 16 else SAME
     if apart > most * whole:
         raise InputError(
-            f"site {site!r}: its first steps one by one end {apart / whole if whole else apart:.2g} of "
-            "the norm from what it gave at once. Put the model in eval mode, for dropout between "
-            "layers; a `step` of your own must do what the forward does."
+            f"site {site!r}: its first {FIRST} steps one by one end "
+            f"{apart / whole if whole else apart:.2g} of the norm from what it gave at once. "
+            "Put the model in eval mode, for dropout between layers; a `step` of your own must do "
+            "what the forward does."
         )
