@@ -11,8 +11,9 @@ compared (see `checked`).
 
 The limit: a linear merge reads 1.02 GB and writes 0.51 GB, all in the page cache; `cp` of one
 checkpoint reads and writes 0.51 GB. Slerp and TIES need something of a whole tensor before they can
-merge it and read twice. At one value a cycle and vector lane the arithmetic would be free; numpy
-takes some ten passes over blocks in the cache, 0.1 ns a value each.
+merge it and read twice. The arithmetic in C takes 0.2 to 0.5 ns a value on one processor and
+leaves the copies from and to the page cache, 0.12 ns a byte there and 0.2 back, as most of a linear
+merge: four fifths of the time that it cannot go without.
 """
 
 import json
