@@ -1,6 +1,6 @@
 """Ways of merging tensors, as functions of flat arrays.
 
-Holds: ``linear``, ``slerp``, ``slerp_shares``, ``inner_products``, ``weight_sum``,
+Holds: ``linear``, ``slerp_shares``, ``inner_products``, ``weight_sum``,
 ``task_arithmetic``, ``ties``, ``as_kind``, ``divisor_of``, ``change``, ``magnitudes``,
 ``count_digits``, ``Threshold``, ``threshold``, ``nothing``, ``trimmed``, ``dropped``, ``kept``.
 May import: numpy, ``secant.errors``, ``secant.load``.
@@ -76,7 +76,7 @@ def inner_products(a: Array, b: Array) -> NDArray[np.float64]:
 
 
 def slerp_shares(products: Sequence[float], t: float) -> tuple[float, float]:
-    """What of either end makes the point at `t` on the arc between them.
+    """What of either end, as weights of `linear`, makes the point at `t` on the arc between them.
 
     Shoemake 1985, "Animating rotation with quaternion curves". Ends that point the same or the
     opposite way, with a cosine past 0.9995, have no stable arc: the straight line is taken.
@@ -88,11 +88,6 @@ def slerp_shares(products: Sequence[float], t: float) -> tuple[float, float]:
         return 1 - t, t
     angle = math.acos(cosine)
     return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
-
-
-def slerp(a: Array, b: Array, shares: tuple[float, float]) -> Array:
-    """The point on the arc from `a` to `b` with these shares; spoils both."""
-    return linear((a, b), shares, normalise=False)
 
 
 def change(tensor: Array, base: Array, kind: Kind) -> Array:
