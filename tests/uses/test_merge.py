@@ -21,6 +21,7 @@ from secant.uses import merge as merging
 from secant.uses import merge_c, merge_streams
 from secant.uses.merge import merge, merge_file
 from secant.uses.merge_blocks import Plain
+from secant.uses.merge_c import Compiled
 
 
 @pytest.fixture(autouse=True, params=["in C", "by numpy"])
@@ -60,6 +61,8 @@ def merged(out):
 def small_pieces(monkeypatch, block=16, strip=48):
     monkeypatch.setattr(merge_streams, "BLOCK", block)
     monkeypatch.setattr(merge_streams, "STRIP", strip)
+    for each in (Plain, Compiled):
+        monkeypatch.setattr(each, "span", lambda self, kind: block)
 
 
 EVERY = {
@@ -97,7 +100,7 @@ def test_pieces_and_threads_do_not_change_the_result(tmp_path, monkeypatch, meth
     base = based(method, paths[2])
     small_pieces(monkeypatch, 64, 64)
     merge(paths[:2], tmp_path / "one", method=method, base=base, **EVERY[method])
-    monkeypatch.setattr(merge_streams, "BLOCK", 16)
+    small_pieces(monkeypatch, 16, 64)
     monkeypatch.setattr(merging, "FEW_STRIPS", 0)
     monkeypatch.setattr(merging, "_processors", lambda: 5)
     merge(paths[:2], tmp_path / "two", method=method, base=base, **EVERY[method])

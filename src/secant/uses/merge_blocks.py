@@ -59,6 +59,9 @@ class Blocks(Protocol):
     What is not finite, there or on the way, makes a result that is not: None is given then.
     """
 
+    def span(self, kind: Kind) -> int:
+        """How many values a block best has: a power of 2."""
+
     def mixed(
         self, stored: Sequence[Array], weights: Sequence[float], kind: Kind, *, normalise: bool
     ) -> Array | None:
@@ -79,6 +82,10 @@ class Blocks(Protocol):
 @final
 class Plain:
     """By numpy, step by step."""
+
+    def span(self, kind: Kind) -> int:
+        """As many as stay in the cache from step to step."""
+        return 1 << 18
 
     def mixed(
         self, stored: Sequence[Array], weights: Sequence[float], kind: Kind, *, normalise: bool

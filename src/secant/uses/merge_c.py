@@ -78,6 +78,10 @@ class Compiled:
 
     library: ctypes.CDLL
 
+    def span(self, kind: Kind) -> int:
+        """2 MB: shorter, and threads wait for the interpreter and the file more than they work."""
+        return (1 << 21) // kind.size
+
     def mixed(
         self, stored: Sequence[Array], weights: Sequence[float], kind: Kind, *, normalise: bool
     ) -> Array | None:

@@ -29,6 +29,7 @@ from secant.uses.recipes import Numbers
 
 STRIP: Final = 1 << 20
 BLOCK: Final = 1 << 18
+"""Of slerp's inner products, whose sums depend on it."""
 Run = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
 Write = Callable[[str, int, Array], None]
 
@@ -59,11 +60,11 @@ class Job:
         """The numbers of the strips."""
         return range(-(-self.count // STRIP))
 
-    def blocks(self, strip: int) -> Iterator[tuple[int, int]]:
+    def blocks(self, strip: int, size: int) -> Iterator[tuple[int, int]]:
         """First and last value of each block of a strip."""
         end = min((strip + 1) * STRIP, self.count)
-        for start in range(strip * STRIP, end, BLOCK):
-            yield start, min(start + BLOCK, end)
+        for start in range(strip * STRIP, end, size):
+            yield start, min(start + size, end)
 
     def values(self, model: int, start: int, stop: int) -> Array:
         """Values of one model, in the type that they are computed in and of its precision."""
@@ -126,11 +127,11 @@ def merge_tensor(job: Job, run: Run, write: Write) -> None:
 
         return run(silent, numbers)
 
-    block = _PREPARED[job.method](job, silently)
+    block, span = _PREPARED[job.method](job, silently), blocks().span(job.kind)
 
     def strip(number: int) -> None:
         at = block(number)
-        for start, stop in job.blocks(number):
+        for start, stop in job.blocks(number, span):
             write(job.name, start, job.finished(at(start, stop), start, stop))
 
     for _ in silently(strip, job.strips):
@@ -156,14 +157,14 @@ def _slerp(job: Job, run: Run) -> Strip:
     def products(strip: int) -> NDArray[np.float64]:
         return sum(
             (methods.inner_products(job.values(0, *block), job.values(1, *block))
-             for block in job.blocks(strip)),
+             for block in job.blocks(strip, BLOCK)),
             np.zeros(3),
         )  # fmt: skip
 
     whole: NDArray[np.float64] = sum(run(products, job.strips), np.zeros(3))
     if not np.isfinite(whole).all():  # it would spoil every block, and be looked for in the first
         for strip in job.strips:
-            for start, stop in job.blocks(strip):
+            for start, stop in job.blocks(strip, BLOCK):
                 job.check_inputs(start, stop)
     shares, do = methods.slerp_shares(whole.tolist(), job.numbers.whole["t"]), blocks()
 
@@ -223,7 +224,7 @@ def _threshold(job: Job, model: int, run: Run) -> methods.Threshold | None:
     def counts(prefix: int, shift: int) -> Iterable[NDArray[np.uint32]]:
         def of_strip(strip: int) -> NDArray[np.uint32]:
             found = np.zeros(1 << methods.DIGIT_BITS, np.uint32)
-            for block in job.blocks(strip):
+            for block in job.blocks(strip, do.span(job.kind)):
                 base, other = job.stored(0, *block), job.stored(model, *block)
                 do.count(base, other, job.kind, (prefix, shift), found)
             return found
