@@ -11,8 +11,9 @@ compared (see `checked`).
 
 The limit: a linear merge reads 1.02 GB and writes 0.51 GB, all in the page cache; `cp` of one
 checkpoint reads and writes 0.51 GB. Slerp and TIES need something of a whole tensor before they can
-merge it and read twice. At one value a cycle and vector lane the arithmetic would be free; numpy
-takes some ten passes over blocks in the cache, 0.1 ns a value each.
+merge it and read twice. The copies out of the page cache take 0.12 ns a byte of a processor and
+those into it 0.2, the arithmetic in C 0.3 ns a value of a linear merge and 1.2 of TIES: 0.31 s for
+the linear one, half of that on two processors.
 """
 
 import json

@@ -19,8 +19,8 @@ from shape_checks import check_fields
 for module in iter_modules(gauges.__path__, "secant.gauges."):
     check_fields(import_module(module.name))
 
-settings.register_profile("steady", derandomize=True)
-settings.register_profile("soak", max_examples=1000)
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.register_profile("soak", max_examples=1000, deadline=None)
 settings.load_profile("steady")
 
 

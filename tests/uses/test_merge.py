@@ -18,8 +18,20 @@ from typer.testing import CliRunner
 from secant.cli import app
 from secant.errors import InputError, LoadError
 from secant.uses import merge as merging
-from secant.uses import merge_streams
+from secant.uses import merge_c, merge_streams
 from secant.uses.merge import merge, merge_file
+from secant.uses.merge_blocks import Plain
+from secant.uses.merge_c import Compiled
+
+
+@pytest.fixture(autouse=True, params=["in C", "by numpy"])
+def way(request, monkeypatch):
+    """Every merge is made both ways."""
+    if request.param == "by numpy":
+        monkeypatch.setattr(merge_streams, "blocks", Plain)
+    elif merge_c.NATIVE.library() is None:
+        pytest.skip(merge_c.NATIVE.absence())
+    return request.param
 
 
 def state(seed, dtype=torch.float32, **more):
@@ -49,6 +61,8 @@ def merged(out):
 def small_pieces(monkeypatch, block=16, strip=48):
     monkeypatch.setattr(merge_streams, "BLOCK", block)
     monkeypatch.setattr(merge_streams, "STRIP", strip)
+    for each in (Plain, Compiled):
+        monkeypatch.setattr(each, "span", lambda self, kind: block)
 
 
 EVERY = {
@@ -86,7 +100,7 @@ def test_pieces_and_threads_do_not_change_the_result(tmp_path, monkeypatch, meth
     base = based(method, paths[2])
     small_pieces(monkeypatch, 64, 64)
     merge(paths[:2], tmp_path / "one", method=method, base=base, **EVERY[method])
-    monkeypatch.setattr(merge_streams, "BLOCK", 16)
+    small_pieces(monkeypatch, 16, 64)
     monkeypatch.setattr(merging, "FEW_STRIPS", 0)
     monkeypatch.setattr(merging, "_processors", lambda: 5)
     merge(paths[:2], tmp_path / "two", method=method, base=base, **EVERY[method])
@@ -503,13 +517,15 @@ def test_progress_ends_at_all_bytes(tmp_path):
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
 
 
-def test_memory_does_not_grow_with_the_tensors(tmp_path):
+def test_memory_does_not_grow_with_the_tensors(tmp_path, way):
     """A process of its own: 40 MB against 160 MB in one tensor, by the method that needs most."""
     import subprocess
     import sys
 
     code = (
-        "import sys; from secant.uses.merge import merge\n"
+        "import sys; from secant.uses import merge_blocks, merge_streams\n"
+        "from secant.uses.merge import merge\n"
+        "if sys.argv[4] == 'by numpy': merge_streams.blocks = merge_blocks.Plain\n"
         "merge([sys.argv[2]], sys.argv[3], method='ties', base=sys.argv[1], density=0.5)\n"
         "assert 'torch' not in sys.modules\n"
         # Not getrusage, whose peak is also that of the process that this one was forked from.
@@ -519,7 +535,7 @@ def test_memory_does_not_grow_with_the_tensors(tmp_path):
     peaks = []
     for count in (20_000_000, 80_000_000):
         paths = files(tmp_path, *({"w": torch.randn(count).bfloat16()} for _ in range(2)))
-        command = [sys.executable, "-c", code, *map(str, paths), str(tmp_path / str(count))]
+        command = [sys.executable, "-c", code, *map(str, paths), str(tmp_path / str(count)), way]
         ran = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(float(ran.stdout))
     # The counts of TIES: 256 KB for each strip of 2 MB, and no more.

@@ -1,8 +1,8 @@
 """Ways of merging tensors, as functions of flat arrays.
 
-Holds: ``linear``, ``slerp``, ``slerp_shares``, ``inner_products``, ``task_arithmetic``, ``ties``,
-``change``, ``magnitudes``, ``count_digits``, ``Threshold``, ``threshold``, ``nothing``,
-``trimmed``, ``dropped``, ``kept``.
+Holds: ``linear``, ``slerp_shares``, ``inner_products``, ``weight_sum``,
+``task_arithmetic``, ``ties``, ``as_kind``, ``divisor_of``, ``change``, ``magnitudes``,
+``count_digits``, ``Threshold``, ``threshold``, ``nothing``, ``trimmed``, ``dropped``, ``kept``.
 May import: numpy, ``secant.errors``, ``secant.load``.
 
 Every method works on any piece of a tensor, given what it must know of the whole one: for slerp
@@ -76,7 +76,7 @@ def inner_products(a: Array, b: Array) -> NDArray[np.float64]:
 
 
 def slerp_shares(products: Sequence[float], t: float) -> tuple[float, float]:
-    """What of either end makes the point at `t` on the arc between them.
+    """What of either end, as weights of `linear`, makes the point at `t` on the arc between them.
 
     Shoemake 1985, "Animating rotation with quaternion curves". Ends that point the same or the
     opposite way, with a cosine past 0.9995, have no stable arc: the straight line is taken.
@@ -90,11 +90,6 @@ def slerp_shares(products: Sequence[float], t: float) -> tuple[float, float]:
     return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
 
 
-def slerp(a: Array, b: Array, shares: tuple[float, float]) -> Array:
-    """The point on the arc from `a` to `b` with these shares; spoils both."""
-    return linear((a, b), shares, normalise=False)
-
-
 def change(tensor: Array, base: Array, kind: Kind) -> Array:
     """`tensor` - `base`, the task vector of arXiv:2212.04089; spoils `tensor`."""
     return round_to(np.subtract(tensor, base, out=tensor), kind)
@@ -105,13 +100,17 @@ def task_arithmetic(
     normalise: bool, scale: float,
 ) -> Array:  # fmt: skip
     """base + scale Σ w_i change_i: Ilharco et al., arXiv:2212.04089. Spoils `changes`."""
-    rounded = _as_kind(weights, kind, base.dtype)
+    rounded = as_kind(weights, kind, base.dtype)
     total = _sum(_weighted(changes, rounded, kind), kind)
     if normalise:
-        divisor = round_to(rounded.sum(keepdims=True), kind)[0]
-        if abs(divisor) >= LEAST_NORM:
-            round_to(np.divide(total, divisor, out=total), kind)
+        round_to(np.divide(total, divisor_of(rounded, kind), out=total), kind)
     return _added(base, total, scale, kind)
+
+
+def divisor_of(weights: Array, kind: Kind) -> np.floating:
+    """Their rounded sum, by which a sum of changes is divided; 1 where it is next to 0."""
+    found: np.floating = round_to(weights.sum(keepdims=True), kind)[0]
+    return found if abs(found) >= LEAST_NORM else found.dtype.type(1)
 
 
 def ties(
@@ -122,7 +121,7 @@ def ties(
 
     The sign is that of the weighted sum; the mean is over the weights that agree with it.
     """
-    rounded = _as_kind(weights, kind, base.dtype)
+    rounded = as_kind(weights, kind, base.dtype)
     weighted = _weighted(changes, rounded, kind)
     is_up = sum(weighted[1:], weighted[0]) >= 0
     divisor = np.zeros_like(base) if normalise else None
@@ -140,7 +139,8 @@ def ties(
     return _added(base, total, scale, kind)
 
 
-def _as_kind(weights: Sequence[float], kind: Kind, dtype: np.dtype) -> Array:
+def as_kind(weights: Sequence[float], kind: Kind, dtype: np.dtype) -> Array:
+    """The weights of changes, rounded as these are."""
     return round_to(np.asarray(weights, dtype), kind)
 
 
@@ -221,7 +221,7 @@ def threshold(counts: Counts, kind: Kind, keep: int) -> Threshold:
 
 def nothing(kind: Kind, pieces: int) -> Threshold:
     """The threshold that none survives: magnitudes have no sign bit."""
-    return Threshold((1 << 8 * kind.size) - 1, 0, (0,) * pieces)
+    return Threshold((1 << 8 * kind.size - 1) - 1, 0, (0,) * pieces)
 
 
 def trimmed(changes: Array, kind: Kind, limit: int, quota: int) -> tuple[Array, int]:

@@ -23,10 +23,13 @@ from secant.errors import InputError, LoadError
 from secant.load.checkpoints import Stored
 from secant.load.kinds import Array, Kind, all_finite, narrowed, round_to, widened
 from secant.uses import merge_methods as methods
+from secant.uses.merge_blocks import Change, Drop, Join, Trim
+from secant.uses.merge_c import blocks
 from secant.uses.recipes import Numbers
 
 STRIP: Final = 1 << 20
 BLOCK: Final = 1 << 18
+"""Of slerp's inner products, whose sums depend on it."""
 Run = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
 Write = Callable[[str, int, Array], None]
 
@@ -57,11 +60,11 @@ class Job:
         """The numbers of the strips."""
         return range(-(-self.count // STRIP))
 
-    def blocks(self, strip: int) -> Iterator[tuple[int, int]]:
+    def blocks(self, strip: int, size: int) -> Iterator[tuple[int, int]]:
         """First and last value of each block of a strip."""
         end = min((strip + 1) * STRIP, self.count)
-        for start in range(strip * STRIP, end, BLOCK):
-            yield start, min(start + BLOCK, end)
+        for start in range(strip * STRIP, end, size):
+            yield start, min(start + size, end)
 
     def values(self, model: int, start: int, stop: int) -> Array:
         """Values of one model, in the type that they are computed in and of its precision."""
@@ -71,6 +74,12 @@ class Job:
             self._check_input(model, values)
             values = round_to(values.astype(self.kind.working), self.kind)
         return values
+
+    def stored(self, model: int, start: int, stop: int) -> Array:
+        """The same values, as the type that they are merged in is stored."""
+        if self.inputs[model].kind == self.kind:
+            return self.inputs[model].read(start, stop)
+        return narrowed(self.values(model, start, stop), self.kind)
 
     def check_inputs(self, start: int, stop: int) -> None:
         """Refuse what is not finite there.
@@ -87,20 +96,17 @@ class Job:
                 "finite (NaN or infinity). Leave that model out, or repair it."
             )
 
-    def finished(self, values: Array, start: int, stop: int) -> Array:
-        """`values` as they are written.
+    def finished(self, merged: Array | None, start: int, stop: int) -> Array:
+        """A merged block as it is written.
 
         Raises: `LoadError` naming the model whose values are not finite; `InputError` if the
         result alone is not.
         """
-        if self.out_kind != self.kind:
-            if not np.isfinite(values).all():
-                self._refuse(start, stop)
-            values = round_to(values, self.kind).astype(self.out_kind.working, copy=False)
-        stored = narrowed(values, self.out_kind)
-        if not all_finite(stored, self.out_kind):
-            self._refuse(start, stop)
-        return stored
+        if merged is not None and self.out_kind != self.kind:
+            values = widened(merged, self.kind).astype(self.out_kind.working, copy=False)
+            stored = narrowed(values, self.out_kind)
+            merged = stored if all_finite(stored, self.out_kind) else None
+        return self._refuse(start, stop) if merged is None else merged
 
     def _refuse(self, start: int, stop: int) -> NoReturn:
         self.check_inputs(start, stop)
@@ -121,28 +127,28 @@ def merge_tensor(job: Job, run: Run, write: Write) -> None:
 
         return run(silent, numbers)
 
-    block = _PREPARED[job.method](job, silently)
+    block, span = _PREPARED[job.method](job, silently), blocks().span(job.kind)
 
     def strip(number: int) -> None:
         at = block(number)
-        for start, stop in job.blocks(number):
+        for start, stop in job.blocks(number, span):
             write(job.name, start, job.finished(at(start, stop), start, stop))
 
     for _ in silently(strip, job.strips):
         pass
 
 
-Block = Callable[[int, int], Array]
+Block = Callable[[int, int], Array | None]
 Strip = Callable[[int], Block]
-"""Of a strip, the function that merges a block of it."""
+"""Of a strip, the function that merges a block of it; None where the result is not finite."""
 
 
 def _linear(job: Job, run: Run) -> Strip:
-    whole = job.numbers.whole
+    whole, do = job.numbers.whole, blocks()
 
-    def at(start: int, stop: int) -> Array:
-        values = (job.values(model, start, stop) for model in range(len(job.inputs)))
-        return methods.linear(values, job.numbers.weights, normalise=whole["normalize"])
+    def at(start: int, stop: int) -> Array | None:
+        stored = [job.stored(model, start, stop) for model in range(len(job.inputs))]
+        return do.mixed(stored, job.numbers.weights, job.kind, normalise=whole["normalize"])
 
     return lambda strip: at
 
@@ -151,36 +157,41 @@ def _slerp(job: Job, run: Run) -> Strip:
     def products(strip: int) -> NDArray[np.float64]:
         return sum(
             (methods.inner_products(job.values(0, *block), job.values(1, *block))
-             for block in job.blocks(strip)),
+             for block in job.blocks(strip, BLOCK)),
             np.zeros(3),
         )  # fmt: skip
 
     whole: NDArray[np.float64] = sum(run(products, job.strips), np.zeros(3))
     if not np.isfinite(whole).all():  # it would spoil every block, and be looked for in the first
         for strip in job.strips:
-            for start, stop in job.blocks(strip):
+            for start, stop in job.blocks(strip, BLOCK):
                 job.check_inputs(start, stop)
-    shares = methods.slerp_shares(whole.tolist(), job.numbers.whole["t"])
+    shares, do = methods.slerp_shares(whole.tolist(), job.numbers.whole["t"]), blocks()
 
-    def at(start: int, stop: int) -> Array:
-        return methods.slerp(job.values(0, start, stop), job.values(1, start, stop), shares)
+    def at(start: int, stop: int) -> Array | None:
+        both = [job.stored(model, start, stop) for model in (0, 1)]
+        return do.mixed(both, shares, job.kind, normalise=False)
 
     return lambda strip: at
 
 
-def _changes(job: Job, base: Array, start: int, stop: int) -> list[Array]:
-    return [
-        methods.change(job.values(model, start, stop), base, job.kind)
-        for model in range(1, len(job.inputs))
-    ]
+def _joined(job: Job, parts: Callable[[int, int, int], Change], *, elects: bool) -> Block:
+    """Blocks of the base and the changes that `parts` gives of a model, from a start to a stop."""
+    numbers, do = job.numbers, blocks()
+    join = Join(numbers.weights, numbers.whole["normalize"], numbers.whole["lambda"], elects)
+
+    def at(start: int, stop: int) -> Array | None:
+        changes = [parts(model, start, stop) for model in range(1, len(job.inputs))]
+        return do.joined(job.stored(0, start, stop), changes, join, job.kind)
+
+    return at
 
 
 def _task_arithmetic(job: Job, run: Run) -> Strip:
-    def at(start: int, stop: int) -> Array:
-        base = job.values(0, start, stop)
-        return _joined(job, methods.task_arithmetic, base, _changes(job, base, start, stop))
+    def whole(model: int, start: int, stop: int) -> Change:
+        return Change(job.stored(model, start, stop))
 
-    return lambda strip: at
+    return lambda strip: _joined(job, whole, elects=False)
 
 
 def _ties(job: Job, run: Run) -> Strip:
@@ -188,20 +199,14 @@ def _ties(job: Job, run: Run) -> Strip:
 
     def of_strip(strip: int) -> Block:
         # How many of those equal to the threshold this strip may still keep, model by model.
-        left = [0 if limit is None else limit.quota(strip) for limit in limits]
+        trims = [
+            None if limit is None else Trim(limit.value, limit.quota(strip)) for limit in limits
+        ]
 
-        def at(start: int, stop: int) -> Array:
-            base = job.values(0, start, stop)
-            changes = _changes(job, base, start, stop)
-            for model, limit in enumerate(limits):
-                if limit is not None:
-                    changes[model], kept = methods.trimmed(
-                        changes[model], job.kind, limit.value, left[model]
-                    )
-                    left[model] -= kept
-            return _joined(job, methods.ties, base, changes)
+        def trimmed(model: int, start: int, stop: int) -> Change:
+            return Change(job.stored(model, start, stop), trim=trims[model - 1])
 
-        return at
+        return _joined(job, trimmed, elects=True)
 
     return of_strip
 
@@ -214,14 +219,14 @@ def _threshold(job: Job, model: int, run: Run) -> methods.Threshold | None:
     if density <= 0:
         return methods.nothing(job.kind, len(job.strips))
 
+    do = blocks()
+
     def counts(prefix: int, shift: int) -> Iterable[NDArray[np.uint32]]:
         def of_strip(strip: int) -> NDArray[np.uint32]:
             found = np.zeros(1 << methods.DIGIT_BITS, np.uint32)
-            for start, stop in job.blocks(strip):
-                base = job.values(0, start, stop)
-                change = methods.change(job.values(model, start, stop), base, job.kind)
-                bits = methods.magnitudes(change, job.kind)
-                methods.count_digits(bits, prefix, shift, found)
+            for block in job.blocks(strip, do.span(job.kind)):
+                base, other = job.stored(0, *block), job.stored(model, *block)
+                do.count(base, other, job.kind, (prefix, shift), found)
             return found
 
         return run(of_strip, job.strips)
@@ -229,36 +234,26 @@ def _threshold(job: Job, model: int, run: Run) -> methods.Threshold | None:
     return methods.threshold(counts, job.kind, max(1, int(density * job.count)))
 
 
-def _dare(join: Callable[..., Array]) -> Callable[[Job, Run], Strip]:
-    def prepared(job: Job, run: Run) -> Strip:
-        densities, rescale = job.numbers.densities, job.numbers.whole["rescale"]
+def _dare(job: Job, *, elects: bool) -> Strip:
+    densities, rescale = job.numbers.densities, job.numbers.whole["rescale"]
 
-        def of_strip(strip: int) -> Block:
-            first = strip * STRIP
-            size = min(STRIP, job.count - first)
-            keeps = [
-                choices(job.name, job.seed, model, strip, size, density)
-                for model, density in enumerate(densities, start=1)
-            ]
+    def of_strip(strip: int) -> Block:
+        first = strip * STRIP
+        size = min(STRIP, job.count - first)
+        keeps = [
+            choices(job.name, job.seed, model, strip, size, density)
+            for model, density in enumerate(densities, start=1)
+        ]
 
-            def at(start: int, stop: int) -> Array:
-                base = job.values(0, start, stop)
-                changes = [
-                    methods.dropped(
-                        change, keep[start - first : stop - first], density, job.kind,
-                        rescale=rescale,
-                    )
-                    for change, keep, density in zip(
-                        _changes(job, base, start, stop), keeps, densities, strict=True
-                    )
-                ]  # fmt: skip
-                return _joined(job, join, base, changes)
+        def dropped(model: int, start: int, stop: int) -> Change:
+            keep = keeps[model - 1][start - first : stop - first]
+            return Change(
+                job.stored(model, start, stop), drop=Drop(keep, densities[model - 1], rescale)
+            )
 
-            return at
+        return _joined(job, dropped, elects=elects)
 
-        return of_strip
-
-    return prepared
+    return of_strip
 
 
 def choices(
@@ -273,19 +268,11 @@ def choices(
     return methods.kept(size, density, np.random.Generator(np.random.SFC64(seeds)))
 
 
-def _joined(job: Job, join: Callable[..., Array], base: Array, changes: list[Array]) -> Array:
-    numbers = job.numbers
-    return join(
-        base, changes, numbers.weights, job.kind,
-        normalise=numbers.whole["normalize"], scale=numbers.whole["lambda"],
-    )  # fmt: skip
-
-
 _PREPARED: Final[dict[str, Callable[[Job, Run], Strip]]] = {
     "linear": _linear,
     "slerp": _slerp,
     "task_arithmetic": _task_arithmetic,
     "ties": _ties,
-    "dare_linear": _dare(methods.task_arithmetic),
-    "dare_ties": _dare(methods.ties),
+    "dare_linear": lambda job, run: _dare(job, elects=False),
+    "dare_ties": lambda job, run: _dare(job, elects=True),
 }
