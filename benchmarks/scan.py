@@ -1,7 +1,8 @@
 """Scans beside copying the same bytes, and beside mambapy, JAX, torch's associative scan, a loop.
 
-Run: python benchmarks/scan.py [ROUNDS] [THREADS] [SIZE ...]; peers as far as they are installed:
-`pip install mambapy jax numba`, and a C++ compiler for the compiled associative scan.
+Run: python benchmarks/scan.py [ROUNDS] [THREADS] [SIZE ...] [slow]; peers as far as they are
+installed: `pip install mambapy jax numba`, and a C++ compiler for the compiled associative scan,
+whose way back takes minutes to compile: it is measured where `slow` is among the arguments.
 
 Contestants take turns in one process, medians. With one thread time is the process's own, which
 other programs on the machine do not lengthen. `copy` reads and writes as many bytes as the forward
@@ -122,7 +123,7 @@ def show(what: str, found: dict[str, float], base: str) -> None:
         print(f"    {name}: {1e3 * seconds:.1f} ms, {seconds / found[base]:.2f}")
 
 
-def measure(b: Tensor, a: Tensor, rounds: int) -> None:
+def measure(b: Tensor, a: Tensor, rounds: int, *, is_slow: bool) -> None:
     """One size: forward, then forward and backward."""
     moved = b if a.shape != b.shape else torch.cat([b, b[: len(b) // 2]])
     warm = moved.clone()
@@ -151,23 +152,26 @@ def measure(b: Tensor, a: Tensor, rounds: int) -> None:
     runs = {f"{first}, forward only": lambda: running[first](*needs)}
     for name, run in running.items():
         runs[name] = lambda run=run: both(run)
-    # Compiled, torch's associative scan takes minutes to get its backward ready: left out.
+    if is_slow and not b.is_complex():
+        with_backward = torch.compile(torch_associative)
+        runs["torch associative_scan, compiled"] = lambda: both(with_backward)
     if jax is not None:
         runs["JAX associative_scan"] = jax["both"]
     show("forward and backward, and times forward", medians(runs, rounds), next(iter(runs)))
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
-    torch.set_num_threads(int(sys.argv[2]) if len(sys.argv) > 2 else torch.get_num_threads())
+    is_slow, given = "slow" in sys.argv, [int(one) for one in sys.argv[1:] if one != "slow"]
+    rounds = given[0] if given else 9
+    torch.set_num_threads(given[1] if len(given) > 1 else torch.get_num_threads())
     torch.manual_seed(0)
-    chosen = [SIZES[int(one)] for one in sys.argv[3:]] or SIZES
+    chosen = [SIZES[one] for one in given[2:]] or SIZES
     for shape, dtype in chosen:
         for kind in ("constant", "time-varying"):
             print(f"{shape}, {dtype}, {kind} a, {torch.get_num_threads()} threads")
             b = torch.randn(shape, dtype=dtype)
             a = torch.rand(shape[2:] if kind == "constant" else shape).to(dtype)
-            measure(b, a, rounds)
+            measure(b, a, rounds, is_slow=is_slow)
 
 
 if __name__ == "__main__":
