@@ -15,7 +15,7 @@ against even. Every probability is of a row that was not fitted (ten folds).
 
 Holds: ``study``; ``drawn_set``, ``digits_set``, ``held_out_logits``, ``recalibrated``, ``measure``.
 May import: torch, numpy, sklearn, scipy, ``secant.gauges``, ``secant.maps``, ``secant.readings``,
-``secant.surveys`` (versions), ``secant.studies`` (finding, kept).
+``secant.surveys`` (versions), ``secant.studies`` (cover, finding, kept).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from secant.gauges.interval import jackknife_interval
 from secant.gauges.tangent import tangent_from_sums, tangent_sums
 from secant.maps.derivatives import jvp
 from secant.readings import hardware
+from secant.studies.cover import share_interval
 from secant.studies.finding import Curve, Figure, Finding, Verdict
 from secant.studies.kept import Kept, Progress
 from secant.surveys import versions
@@ -256,8 +257,7 @@ def _reliability_curves(name: str, model: str, reliability: list[list[float]]) -
     told, seen, counts = (list(part) for part in zip(*reliability, strict=True))
     ends: list[tuple[float, float] | None] = []
     for share, count in zip(seen, counts, strict=True):
-        reach = 1.96 * (share * (1 - share) / count) ** 0.5
-        low, high = share - reach, min(share + reach, 1.0)
+        low, high = share_interval(round(share * count), int(count))
         ends.append((low, high) if low >= LEAST else None)
     places = [float(place) for place in range(1, len(told) + 1)]
     title = f"{model} on the {name} set"
