@@ -24,8 +24,11 @@ from secant.uses.kernel_products import LENGTH, add_product, by_shares, shared, 
 PIECE = 1 << 13
 """Values of a row and output that are written out at once: pieces of many rows stay in cache."""
 
-CACHED = 1 << 20
+CACHED = 1 << 21
 """Values of all rows that are written out at once where nothing but their products is kept."""
+
+WORTH = 256
+"""Products of each derivative from which on it pays to see whether outputs share it."""
 
 PAIRS = 1 << 24
 """Pairs of positions held at once."""
@@ -70,6 +73,10 @@ class Factor(ABC):
     @abstractmethod
     def written_out(self) -> Iterator[Float[Tensor, "n c p"]]:
         """J itself, the block's parameters in pieces, the same pieces for all rows."""
+
+    def summed(self) -> list[Float[Tensor, " p"]]:
+        """J summed over rows and outputs, in pieces."""
+        return [piece.sum((0, 1)) for piece in self.written_out()]
 
     def add_trace(self, total: Float[Tensor, "n m"], other: Factor) -> None:
         """Add Σ_c of the products of row n's and row m's gradient of output c.
@@ -153,6 +160,12 @@ class Outer(Factor):
         if self.has_bias:
             yield self.back.sum(2)
 
+    def summed(self) -> list[Float[Tensor, " p"]]:
+        """J summed over rows and outputs: one product, no gradient of a row."""
+        back = self.back.sum(1).flatten(0, 1)
+        weight = (back.T @ self.into.flatten(0, 1)).flatten()
+        return [weight, back.sum(0)] if self.has_bias else [weight]
+
     @property
     def has_backs(self) -> bool:
         """Where J is longer."""
@@ -208,7 +221,9 @@ class Outer(Factor):
 
         Σ_c (m v_c)(m' v_c) is m m' Σ_c v_c².
         """
-        found = shared(self.back)
+        (_, t, r), m = self.into.shape, len(other.into)
+        products = m if t == 1 else r + m * r // t
+        found = shared(self.back) if products >= WORTH else None
         if found is None:
             return self, other
         m, shares = found

@@ -50,13 +50,13 @@ class Watched(NamedTuple):
         """The model's names of the parameters."""
         return tuple(self.slots.values())
 
-    def as_written(self, gradients: Mapping[str, Tensor]) -> Tensor:
+    def as_written(self, gradients: Mapping[str, Tensor]) -> list[Tensor]:
         """Gradients of the parameters in the order in which the factor writes them out."""
         of = {slot: gradients[name] for slot, name in self.slots.items()}
         if "weight" not in of or not (is_linear(self.module) or is_convolution(self.module)):
-            return torch.cat([one.flatten() for one in of.values()])
+            return [one.flatten() for one in of.values()]
         weight = of["weight"].T if is_turned(self.module) else of["weight"].flatten(1)
-        return torch.cat([weight.flatten(), *([of["bias"]] if "bias" in of else [])])
+        return [weight.flatten(), *([of["bias"]] if "bias" in of else [])]
 
 
 def is_turned(module: nn.Module) -> bool:

@@ -116,7 +116,8 @@ class Tape:
         eps = torch.finfo(ran.values.dtype).eps
         # What is less than rounding of the whole cannot be told from 0, and adds nothing either:
         # attention's key bias, which moves no output.
-        rounding = 100 * eps * torch.stack([one.norm() for one in true.values()]).norm()
+        norms = {name: one.norm() for name, one in true.items()}
+        rounding = 100 * eps * torch.stack(list(norms.values())).norm()
         explained: set[str] = set()
         factors: dict[tuple[str, ...], Factor] = {}
         for one in self.watched:
@@ -125,8 +126,8 @@ class Tape:
                 continue
             factors[one.names] = factor
             expected = one.as_written({name: true[name] for name in one.names})
-            ours = torch.cat([piece.sum((0, 1)) for piece in factor.written_out()])
-            if bool((ours - expected).norm() <= eps**0.5 * expected.norm() + rounding):
+            whole = torch.stack([norms[name] for name in one.names]).norm()
+            if bool(_apart(factor.summed(), expected) <= eps**0.5 * whole + rounding):
                 explained |= set(one.names)
         self.watched = [one for one in self.watched if set(one.names) <= explained]
         self.plain = [name for name in self.parameters if name not in explained]
@@ -323,6 +324,13 @@ class Tape:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no rule for rows at once
             found = vmap(jacrev(outputs), in_dims=(None, 0))(leaves, rows)
         return Rows(tuple(found[name].flatten(2) for name in self.plain))
+
+
+def _apart(ours: list[Tensor], expected: list[Tensor]) -> Tensor:
+    """Distance of vectors in pieces; writes over `ours`."""
+    if [one.shape for one in ours] != [one.shape for one in expected]:
+        ours, expected = [torch.cat(ours)], [torch.cat(expected)]
+    return torch.stack([a.sub_(b).norm() for a, b in zip(ours, expected, strict=True)]).norm()
 
 
 class Opened:
