@@ -221,8 +221,8 @@ class Outer(Factor):
 
         Σ_c (m v_c)(m' v_c) is m m' Σ_c v_c².
         """
-        (_, t, r), m = self.into.shape, len(other.into)
-        products = m if t == 1 else r + m * r // t
+        (_, t, r), rows = self.into.shape, len(other.into)
+        products = rows if t == 1 else r + rows * r // t
         found = shared(self.back) if products >= WORTH else None
         if found is None:
             return self, other

@@ -330,7 +330,9 @@ def _apart(ours: list[Tensor], expected: list[Tensor]) -> Tensor:
     """Distance of vectors in pieces; writes over `ours`."""
     if [one.shape for one in ours] != [one.shape for one in expected]:
         ours, expected = [torch.cat(ours)], [torch.cat(expected)]
-    return torch.stack([a.sub_(b).norm() for a, b in zip(ours, expected, strict=True)]).norm()
+    pieces = [a.sub_(b).norm() for a, b in zip(ours, expected, strict=True)]
+    found: Tensor = torch.stack(pieces).norm()
+    return found
 
 
 class Opened:
