@@ -6,7 +6,10 @@ May import: pytest, torch, ``secant.uses``.
 
 import pytest
 import torch
+from torch import nn
 
+from secant.uses import kernel_tape
+from secant.uses.kernel import kernel
 from secant.uses.kernel_factors import Outer
 from secant.uses.kernel_gathered import Gathered
 from secant.uses.kernel_products import by_shares, shared
@@ -100,3 +103,27 @@ def test_parts_of_one_tensor_are_not_copied():
     for own in (slice(4, 6), slice(0, 4)):  # not in order
         gathered.add(Tokens(ids[own], back[own], 1))
     assert torch.equal(gathered.whole().back, torch.cat([back[4:], back[:4]]))
+
+
+class Tied(nn.Module):
+    """A table that is also the last layer, a norm, and a linear map that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.twice = nn.Embedding(7, 6), nn.Linear(6, 6)
+        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 7)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        x = self.twice(self.twice(self.table(ids)).tanh())
+        return self.head(self.norm(x)).mean(1)
+
+
+@pytest.mark.parametrize("outputs", ["trace", "full"])
+def test_rows_in_parts_have_the_same_kernel(monkeypatch, outputs):
+    """What a part of the rows leaves is not written over by the next."""
+    torch.manual_seed(0)
+    model, ids = Tied().double().eval(), torch.randint(0, 7, (9, 4))
+    whole = kernel(model, ids, outputs=outputs)
+    monkeypatch.setattr(kernel_tape, "BACKS", 1)
+    assert torch.allclose(kernel(model, ids, outputs=outputs), whole, rtol=1e-12, atol=0)

@@ -302,6 +302,11 @@ class Dense(Factor):
         """That of a use."""
         return self.uses[0].sample
 
+    @property
+    def has_backs(self) -> bool:
+        """Those of its uses."""
+        return True
+
     def values(self) -> int:
         """Those of all uses."""
         return sum(use.values() for use in self.uses)

@@ -132,9 +132,7 @@ class Tape:
         self.watched = [one for one in self.watched if set(one.names) <= explained]
         self.plain = [name for name in self.parameters if name not in explained]
         self.kept = {
-            one.module
-            for one in self.watched
-            if factors[one.names].has_backs and sum(c.module is one.module for c in calls) == 1
+            owner for one in self.watched if factors[one.names].has_backs for owner in one.owners
         }
         self.cost = self._cost(ran, [factors[one.names] for one in self.watched])
         if self.plain:
