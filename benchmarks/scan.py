@@ -1,8 +1,9 @@
 """Scans beside copying the same bytes, and beside mambapy, JAX, torch's associative scan, a loop.
 
-Run: python benchmarks/scan.py [ROUNDS] [THREADS] [SIZE ...] [slow]; peers as far as they are
+Run: python benchmarks/scan.py [ROUNDS] [THREADS] [SIZE ...] [slow] [cuda]; peers as far as they are
 installed: `pip install mambapy jax numba`, and a C++ compiler for the compiled associative scan,
-whose way back takes minutes to compile: it is measured where `slow` is among the arguments.
+whose way back takes minutes to compile: it is measured where `slow` is among the arguments. With
+`cuda` everything in torch runs on the CUDA device, whose name is printed.
 
 Contestants take turns in one process, medians. With one thread time is the process's own, which
 other programs on the machine do not lengthen. `copy` reads and writes as many bytes as the forward
@@ -78,7 +79,8 @@ def contestants(b: Tensor) -> dict[str, Run]:
     """Everybody who can run in torch."""
     found: dict[str, Run] = {}
     for route in scan_routes().values():
-        if route.is_available and route.name not in ("loop", "associative"):
+        runs_there = route.devices in ("any", b.device.type)
+        if route.is_available and runs_there and route.name not in ("loop", "associative"):
             found[f"ours, {route.name}"] = lambda a, b, name=route.name: scan(a, b, route=name)
     found["Python loop"] = python_loop
     if importlib.util.find_spec("mambapy") is not None and not b.is_complex():
@@ -94,26 +96,31 @@ def contestants(b: Tensor) -> dict[str, Run]:
     return found
 
 
-def timed(run: Callable[[], object]) -> float:
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+def timed(run: Callable[[], object], is_cuda: bool) -> float:
+    alone = torch.get_num_threads() == 1 and not is_cuda
+    clock = time.process_time if alone else time.perf_counter
     started = clock()
     run()
+    if is_cuda:
+        torch.cuda.synchronize()
     return clock() - started
 
 
-def medians(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def medians(
+    runs: dict[str, Callable[[], object]], rounds: int, *, is_cuda: bool
+) -> dict[str, float]:
     """Medians in seconds; who cannot run here is named and left out."""
     times: dict[str, list[float]] = {}
     for name, run in runs.items():
         try:
             run()  # compiled and warmed
-            times[name] = [timed(run)]
+            times[name] = [timed(run, is_cuda)]
         except Exception as error:  # a peer that cannot run here is named, and the others go on
             print(f"  {name} does not run here: {str(error).strip().splitlines()[0]}")
     for _ in range(rounds):
         for name, kept in times.items():
             if kept[0] < SLOW_SECONDS:
-                kept.append(timed(runs[name]))
+                kept.append(timed(runs[name], is_cuda))
     return {name: statistics.median(kept) for name, kept in times.items()}
 
 
@@ -138,10 +145,12 @@ def measure(b: Tensor, a: Tensor, rounds: int, *, is_slow: bool) -> None:
         if not b.is_complex():  # inductor has no complex numbers
             compiled = torch.compile(torch_associative)
             runs["torch associative_scan, compiled"] = lambda: compiled(a, b)
-        jax = in_jax(a, b) if importlib.util.find_spec("jax") is not None else None
+        has_jax = importlib.util.find_spec("jax") is not None and not b.is_cuda
+        jax = in_jax(a, b) if has_jax else None
         if jax is not None:
             runs["JAX associative_scan"] = jax["forward"]
-        show("forward, and times a fresh copy", medians(runs, rounds), "copy, into a fresh result")
+        found = medians(runs, rounds, is_cuda=b.is_cuda)
+        show("forward, and times a fresh copy", found, "copy, into a fresh result")
     weights = torch.randn_like(b)
     needs = [one.clone().requires_grad_() for one in (a, b)]
 
@@ -157,11 +166,16 @@ def measure(b: Tensor, a: Tensor, rounds: int, *, is_slow: bool) -> None:
         runs["torch associative_scan, compiled"] = lambda: both(with_backward)
     if jax is not None:
         runs["JAX associative_scan"] = jax["both"]
-    show("forward and backward, and times forward", medians(runs, rounds), next(iter(runs)))
+    found = medians(runs, rounds, is_cuda=b.is_cuda)
+    show("forward and backward, and times forward", found, next(iter(runs)))
 
 
 def main() -> None:
-    is_slow, given = "slow" in sys.argv, [int(one) for one in sys.argv[1:] if one != "slow"]
+    words, is_slow = ("slow", "cuda"), "slow" in sys.argv
+    given = [int(one) for one in sys.argv[1:] if one not in words]
+    device = torch.device("cuda" if "cuda" in sys.argv else "cpu")
+    if device.type == "cuda":
+        print(torch.cuda.get_device_name())
     rounds = given[0] if given else 9
     torch.set_num_threads(given[1] if len(given) > 1 else torch.get_num_threads())
     torch.manual_seed(0)
@@ -169,8 +183,8 @@ def main() -> None:
     for shape, dtype in chosen:
         for kind in ("constant", "time-varying"):
             print(f"{shape}, {dtype}, {kind} a, {torch.get_num_threads()} threads")
-            b = torch.randn(shape, dtype=dtype)
-            a = torch.rand(shape[2:] if kind == "constant" else shape).to(dtype)
+            b = torch.randn(shape, dtype=dtype, device=device)
+            a = torch.rand(shape[2:] if kind == "constant" else shape, device=device).to(dtype)
             measure(b, a, rounds, is_slow=is_slow)
 
 

@@ -3,18 +3,24 @@
 Laws are drawn from a fixed seed, so that one commit has one verdict; ``make soak`` draws new ones.
 
 Holds: the fixture ``run``, the Hypothesis profiles ``steady`` and ``soak``.
-May import: hypothesis, pytest, ``shape_checks``, ``secant.gauges``, ``secant.cli``.
+May import: hypothesis, pytest, torch, ``shape_checks``, ``secant.gauges``, ``secant.cli``.
 """
 
+import os
 import sys
 from importlib import import_module
 from pkgutil import iter_modules
 
 import pytest
+import torch
 from hypothesis import settings
 
 from secant import cli, gauges
 from shape_checks import check_fields
+
+# Without a device Triton's kernels are run by its interpreter; asked before triton is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 for module in iter_modules(gauges.__path__, "secant.gauges."):
     check_fields(import_module(module.name))

@@ -32,7 +32,7 @@ def absent(monkeypatch):
 
 def test_every_place_has_one_default():
     found = scan_routes()
-    assert list(found) == ["c", "numba", "chunked", "loop", "associative"]
+    assert list(found) == ["c", "numba", "triton", "chunked", "loop", "associative"]
     places = sorted(place for one in found.values() for place in one.default_for)
     kinds = ("diagonal", "matrices", "matrices over 128 that stay")
     expected = [f"{kind} {place}" for kind in kinds for place in ("elsewhere", "on the CPU")]

@@ -14,14 +14,16 @@ from torch import Tensor
 from secant.nn import scan_torch
 from secant.nn.scan_blocks import blocks_backward, blocks_forward
 from secant.nn.scan_checks import are_finite, checked, is_finite_at_the_end, report_overflow
-from secant.nn.scan_routes import chosen_route, kernel_of, kind_of
-from secant.nn.scan_rows import rows_backward, rows_forward, work_dtype
+from secant.nn.scan_routes import chosen_route, kind_of, passes_of
+from secant.nn.scan_rows import as_type, work_dtype
 
 IN_TORCH: Final = {
     "chunked": scan_torch.chunked,
     "loop": scan_torch.loop,
     "associative": scan_torch.associative,
 }
+# Routes that multiply coefficients of many steps, which may leave the range where no state does.
+TAKE_PRODUCTS: Final = ("triton", "chunked", "associative")
 
 
 class Plan(NamedTuple):
@@ -40,22 +42,22 @@ class Plan(NamedTuple):
 def _states(a: Tensor, b: Tensor, initial: Tensor | None, plan: Plan) -> Tensor:
     """All states, by the plan's route.
 
-    Products of many coefficients may leave the range where no state does. Routes that take
-    such products are run again as the loop, which takes none, where they are not finite.
+    A route that takes products is run again as the loop, which takes none, where its states are
+    not finite.
     """
     if b.is_meta:  # shapes alone: nothing to add up, and no overflow to look for
         return torch.empty_like(b, dtype=torch.promote_types(a.dtype, b.dtype))
-    kernel = kernel_of(plan.route)
+    passes = passes_of(plan.route)
     if plan.is_matrix and plan.route == "c":
         found = blocks_forward(a, b, initial, is_reverse=plan.is_reverse)
-    elif kernel is not None:
-        found = rows_forward(kernel, a, b, initial, is_reverse=plan.is_reverse)
+    elif passes is not None:
+        found = passes.forward(a, b, initial, is_reverse=plan.is_reverse)
     else:
         with torch.autocast(b.device.type, enabled=False):
             found = IN_TORCH[plan.route](
                 a, b, initial, is_matrix=plan.is_matrix, is_reverse=plan.is_reverse
             )
-    takes_products = plan.route in ("chunked", "associative")
+    takes_products = plan.route in TAKE_PRODUCTS
     if not (plan.is_checked or takes_products) or is_finite_at_the_end(found, plan.is_reverse):
         return found
     if takes_products:
@@ -80,13 +82,6 @@ def _later(a: Tensor, is_reverse: bool) -> Tensor:
         return a
     none = torch.zeros_like(a[:, :1])
     return torch.cat([none, a[:, :-1]] if is_reverse else [a[:, 1:], none], dim=1)
-
-
-def _like(found: Tensor, dtype: torch.dtype) -> Tensor:
-    """A gradient in the type of what it is for; that of a real number is real."""
-    if found.is_complex() and not dtype.is_complex:
-        found = found.real
-    return found.to(dtype)
 
 
 def _matrix_terms(grad: Tensor, before: Tensor, a: Tensor) -> Tensor:
@@ -126,6 +121,29 @@ def _gradients(
     return grad_a, grad, scan_torch.apply(first, grad[:, edge], plan.is_matrix)
 
 
+def _first_gradients(
+    a: Tensor,
+    b_dtype: torch.dtype,
+    upstream: Tensor,
+    states: Tensor,
+    initial: Tensor | None,
+    plan: Plan,
+    needs_a: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """`_gradients` in their own types: in one fused pass where the route has one and no second
+    derivative is asked for."""
+    passes = passes_of(plan.route)
+    if passes is not None and not plan.is_matrix and not torch.is_grad_enabled():
+        found = passes.backward(
+            *(a, b_dtype, upstream, states, initial), is_reverse=plan.is_reverse, needs_a=needs_a
+        )
+        if plan.route not in TAKE_PRODUCTS or is_finite_at_the_end(found[1], not plan.is_reverse):
+            return found
+        plan = plan._replace(route="loop")
+    grad_a, grad_b, first = _gradients(a, upstream, states, initial, plan, needs_a)
+    return None if grad_a is None else as_type(grad_a, a.dtype), as_type(grad_b, b_dtype), first
+
+
 def _scanned(a: Tensor, b: Tensor, initial: Tensor | None, plan: Plan) -> Tensor:
     found: Tensor = _Scan.apply(a, b, initial, plan)  # type: ignore[no-untyped-call]
     return found
@@ -158,26 +176,10 @@ class _Scan(torch.autograd.Function):
                 none,
                 None,
             )
-        kernel = kernel_of(ctx.plan.route)
-        grad_a: Tensor | None
-        if kernel is not None and not ctx.plan.is_matrix and not torch.is_grad_enabled():
-            grad_a, grad_b, first = rows_backward(
-                kernel,
-                a,
-                ctx.b_dtype,
-                upstream,
-                states,
-                initial,
-                is_reverse=ctx.plan.is_reverse,
-                needs_a=ctx.needs_input_grad[0],
-            )
-        else:
-            grad_a, grad_b, first = _gradients(
-                a, upstream, states, initial, ctx.plan, ctx.needs_input_grad[0]
-            )
-            grad_a = None if grad_a is None else _like(grad_a, a.dtype)
-            grad_b = _like(grad_b, ctx.b_dtype)
-        return grad_a, grad_b, None if initial is None else _like(first, initial.dtype), None
+        grad_a, grad_b, first = _first_gradients(
+            a, ctx.b_dtype, upstream, states, initial, ctx.plan, ctx.needs_input_grad[0]
+        )
+        return grad_a, grad_b, None if initial is None else as_type(first, initial.dtype), None
 
     @staticmethod
     def jvp(
@@ -241,9 +243,9 @@ def scan(
     route divides by coefficients or takes their logarithm: a = 0 and \|a\| near 1 are exact.
 
     Derivatives: any number of times, backward and forward, through ``torch.func`` too. A first
-    backward is one fused pass on the routes "c" and "numba" (of coefficients that stay, summed
-    in float64), with matrices a scan and products. Gradients that leave the range are infinite,
-    as elsewhere in torch.
+    backward is one fused pass on the routes "c", "numba" and "triton" (of coefficients that stay,
+    summed in float64), with matrices a scan and products. Gradients that leave the range are
+    infinite, as elsewhere in torch.
 
     Not finite: nan or infinity in the inputs harms its own place from there on (with
     ``is_matrix`` the places it is multiplied into) and nothing before. If finite inputs lead out
@@ -259,5 +261,6 @@ def scan(
     its gradient as one; the fused pass and the chunks are ours.
     """
     a, initial = checked(a, b, initial, is_matrix)
-    chosen = chosen_route(route, b.device.type, kind_of(a, is_matrix))
+    dtype = work_dtype(a.dtype, b.dtype)
+    chosen = chosen_route(route, b.device, kind_of(a, is_matrix), dtype)
     return _scanned(a, b, initial, Plan(chosen, is_matrix, reverse, is_checked=True))

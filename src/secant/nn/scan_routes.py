@@ -1,6 +1,6 @@
 """The routes of a scan: which are there, which is taken where, and why others are not.
 
-Holds: ``ScanRoute``, ``scan_routes``, ``chosen_route``, ``kernel_of``, ``kind_of``.
+Holds: ``ScanRoute``, ``scan_routes``, ``chosen_route``, ``passes_of``, ``kind_of``.
 May import: torch, ``secant.errors``, ``secant.nn`` (the routes' own files).
 """
 
@@ -15,17 +15,21 @@ import torch
 from torch import Tensor
 
 from secant.errors import InputError
-from secant.nn import scan_c, scan_numba
-from secant.nn.scan_rows import Kernel
+from secant.nn import scan_c, scan_numba, scan_triton
+from secant.nn.scan_rows import Passes, RowPasses
+from secant.nn.scan_trial import fault
 
-FUSED: Final = ("c", "numba")
-ROUTES: Final = (*FUSED, "chunked", "loop", "associative")
+ROUTES: Final = ("c", "numba", "triton", "chunked", "loop", "associative")
+# Routes that run on one kind of device, or take no matrices.
+DEVICES: Final = {"c": "cpu", "numba": "cpu", "triton": "cuda"}
+DIAGONAL_ONLY: Final = ("numba", "triton")
 DIAGONAL: Final = "diagonal"
 MATRIX: Final = "matrices"
 LARGE: Final = "matrices over 128 that stay"
 WHAT: Final = {
     "c": "one fused pass by a compiled kernel",
     "numba": "one fused pass by a kernel that numba compiles at its first call",
+    "triton": "one fused pass by a kernel that Triton compiles at its first call",
     "chunked": "torch, all chunks of the sequence at once",
     "loop": "torch, one step after the other; the reference",
     "associative": "torch's associative scan",
@@ -69,14 +73,25 @@ def _absence(name: str) -> str | None:
         return scan_c.absence()
     if name == "numba":
         return scan_numba.absence()
+    if name == "triton":
+        return scan_triton.absence()
     if name == "associative" and find_spec("torch._higher_order_ops.associative_scan") is None:
         return f"torch {torch.__version__} has no associative_scan. Update torch."
     return None
 
 
-def _default(device: str, kind: str) -> str:
-    fused = {DIAGONAL: FUSED, MATRIX: ("c",), LARGE: ()}[kind] if device == "cpu" else ()
-    return next((name for name in fused if _absence(name) is None), "chunked")
+def _fused_for(device: torch.device, kind: str) -> tuple[str, ...]:
+    """The fused routes for a kind of transitions, the fastest first."""
+    if device.type == "cpu":
+        return {DIAGONAL: ("c", "numba"), MATRIX: ("c",), LARGE: ()}[kind]
+    return ("triton",) if device.type == "cuda" and kind == DIAGONAL else ()
+
+
+def _default(device: torch.device, kind: str, dtype: torch.dtype) -> str:
+    for name in _fused_for(device, kind):
+        if _absence(name) is None and (name != "triton" or fault(device, dtype) is None):
+            return name
+    return "chunked"
 
 
 def scan_routes() -> dict[str, ScanRoute]:
@@ -84,36 +99,38 @@ def scan_routes() -> dict[str, ScanRoute]:
 
     Each says what it is, on which devices and for which transitions it runs, why it cannot run
     here (``absent``) and where it is the default (``default_for``): for diagonal transitions,
-    matrices, and large matrices that stay, on the CPU or elsewhere, for every type of number.
+    matrices, and large matrices that stay, on the CPU or elsewhere (a CUDA device if there is one),
+    for every type of number. With a CUDA device the first call tries Triton's kernel there, which
+    takes some seconds.
     """
+    elsewhere = "cuda" if torch.cuda.is_available() else "meta"
     places = [
-        (device, kind, f"{kind} {said}")
-        for device, said in (("cpu", "on the CPU"), ("cuda", "elsewhere"))
+        (torch.device(device), kind, f"{kind} {said}")
+        for device, said in (("cpu", "on the CPU"), (elsewhere, "elsewhere"))
         for kind in (DIAGONAL, MATRIX, LARGE)
     ]
+    defaults = {said: _default(device, kind, torch.float32) for device, kind, said in places}
     return {
         name: ScanRoute(
             name=name,
             what=WHAT[name],
-            devices="cpu" if name in FUSED else "any",
-            transitions="diagonal" if name == "numba" else "diagonal and matrix",
+            devices=DEVICES.get(name, "any"),
+            transitions="diagonal" if name in DIAGONAL_ONLY else "diagonal and matrix",
             absent=_absence(name),
-            default_for=tuple(
-                said for device, kind, said in places if _default(device, kind) == name
-            ),
+            default_for=tuple(said for said, taken in defaults.items() if taken == name),
         )
         for name in ROUTES
     }
 
 
-def chosen_route(route: str | None, device: str, kind: str) -> str:
-    """The route that was asked for, if it can run; else the default.
+def chosen_route(route: str | None, device: torch.device, kind: str, dtype: torch.dtype) -> str:
+    """The route that was asked for, if it can run; else the default, for a state of this type.
 
     Raises: `InputError` for an unknown route, one that is absent, or one that does not take such
     tensors.
     """
     if route is None:
-        return _default(device, kind)
+        return _default(device, kind, dtype)
     if route not in ROUTES:
         raise InputError(
             f"scan: `route` must be one of {', '.join(ROUTES)}; got {route!r}. "
@@ -122,12 +139,15 @@ def chosen_route(route: str | None, device: str, kind: str) -> str:
     absent = _absence(route)
     if absent is not None:
         raise InputError(f"scan: the route {route!r} cannot run here. {absent}")
-    if route in FUSED and device != "cpu":
+    only = DEVICES.get(route, device.type)
+    is_on_trial = route == "triton" and device.type == "cpu" and scan_triton.is_interpreted()
+    if device.type != only and not is_on_trial:
+        place = {"cpu": "the CPU", "cuda": "CUDA devices"}[only]
         raise InputError(
-            f"scan: the route {route!r} runs on the CPU; got tensors on {device}. "
+            f"scan: the route {route!r} runs on {place}; got tensors on {device.type}. "
             "Leave `route` out, or take 'chunked'."
         )
-    if route == "numba" and kind != DIAGONAL:
+    if route in DIAGONAL_ONLY and kind != DIAGONAL:
         raise InputError(
             f"scan: the route {route!r} has diagonal transitions; got matrices. "
             "Leave `route` out, or take 'chunked'."
@@ -136,8 +156,10 @@ def chosen_route(route: str | None, device: str, kind: str) -> str:
 
 
 @cache
-def kernel_of(route: str) -> Kernel | None:
-    """The fused kernel of a route, or None for those in plain torch."""
+def passes_of(route: str) -> Passes | None:
+    """The fused passes of a route, or None for those in plain torch."""
     if route == "c":
-        return scan_c.CKernel()
-    return scan_numba.NumbaKernel() if route == "numba" else None
+        return RowPasses(scan_c.CKernel())
+    if route == "numba":
+        return RowPasses(scan_numba.NumbaKernel())
+    return scan_triton.TritonPasses() if route == "triton" else None

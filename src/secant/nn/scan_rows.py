@@ -1,6 +1,7 @@
 """Diagonal scans by a fused kernel: any tensors as rows of lanes, without copies where that works.
 
-Holds: the protocol ``Kernel``, ``rows_forward``, ``rows_backward``, ``work_dtype``.
+Holds: the protocols ``Kernel`` and ``Passes``, ``RowPasses``, ``as_rows``, ``still_rows``,
+``as_type``, ``work_dtype``.
 May import: torch.
 
 A kernel takes (batch, length, lanes) with lanes side by side or repeated. What does not lie so
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,6 +48,33 @@ class Kernel(Protocol):
         """The gradients into `grad_b` and `grad_a`; `carry` in and out."""
 
 
+@runtime_checkable
+class Passes(Protocol):
+    """Diagonal scans and their way back, of tensors as `secant.nn.scan` takes them.
+
+    a has b's number of dimensions, of size 1 where it repeats; `initial` is (batch, ...).
+    """
+
+    def forward(self, a: Tensor, b: Tensor, initial: Tensor | None, *, is_reverse: bool) -> Tensor:
+        """The states of h_t = a_t h_{t-1} + b_t, in the promoted type."""
+
+    def backward(
+        self,
+        a: Tensor,
+        b_dtype: torch.dtype,
+        upstream: Tensor,
+        states: Tensor,
+        initial: Tensor | None,
+        *,
+        is_reverse: bool,
+        needs_a: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Gradients of a (None where it needs none), b and the initial state.
+
+        That of the initial state is (batch, ...) in the working type; the others have theirs.
+        """
+
+
 def work_dtype(*types: torch.dtype) -> torch.dtype:
     """The type that the state is carried in: the widest of these, at least float32."""
     found = torch.float32
@@ -71,7 +99,7 @@ def _rows(x: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
     return full.as_strided((*shape[:2], lanes), (full.stride(0), full.stride(1), lane))
 
 
-def _still(a: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def still_rows(a: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Coefficients without time, as rows: copied once where they do not lie so."""
     found = _rows(a, shape, dtype)
     if found is None:
@@ -79,6 +107,21 @@ def _still(a: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         found = _rows(once.contiguous(), shape, dtype)
     assert found is not None
     return found
+
+
+def as_rows(x: Tensor, shape: torch.Size) -> Tensor:
+    """x, expanded to `shape`, as (batch, length, lanes): copied where it does not lie so."""
+    found = _rows(x, shape, x.dtype)
+    if found is None:
+        found = x.expand(shape).resolve_conj().resolve_neg().contiguous().flatten(2)
+    return found
+
+
+def as_type(found: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient in the type of what it is for; that of a real number is real."""
+    if found.is_complex() and not dtype.is_complex:
+        found = found.real
+    return found.to(dtype)
 
 
 def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,100 +168,110 @@ def _as_lanes(rows: Tensor) -> Tensor:
     return rows[:, :1].transpose(0, 1).reshape(1, 1, -1)
 
 
-def rows_forward(
-    kernel: Kernel,
-    a: Tensor,
-    b: Tensor,
-    initial: Tensor | None,
-    *,
-    is_reverse: bool,
-) -> Tensor:
-    """The states of h_t = a_t h_{t-1} + b_t; a has b's number of dimensions."""
-    dtype = work_dtype(a.dtype, b.dtype)
-    shape, made = b.shape, torch.promote_types(a.dtype, b.dtype)
-    out = torch.empty(shape, dtype=made, device=b.device)
-    start = None if initial is None else _flat(initial.expand(shape[0], *shape[2:]), dtype)
-    lanes = prod(shape[2:])
-    is_still = a.shape[1] == 1
-    rows_a = _still(a, shape, dtype) if is_still else _rows(a, shape, dtype)
-    rows_b = _rows(b, shape, dtype)
-    is_narrow = lanes < NARROW and shape[0] > 1
-    if rows_a is not None and rows_b is not None and made == dtype and not is_narrow:
-        kernel.forward(rows_a, rows_b, start, out.view(*shape[:2], lanes), is_reverse=is_reverse)
+@final
+class RowPasses:
+    """Both passes by a fused kernel on the CPU."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+
+    def forward(
+        self,
+        a: Tensor,
+        b: Tensor,
+        initial: Tensor | None,
+        *,
+        is_reverse: bool,
+    ) -> Tensor:
+        """The states of h_t = a_t h_{t-1} + b_t; a has b's number of dimensions."""
+        dtype = work_dtype(a.dtype, b.dtype)
+        shape, made = b.shape, torch.promote_types(a.dtype, b.dtype)
+        out = torch.empty(shape, dtype=made, device=b.device)
+        start = None if initial is None else _flat(initial.expand(shape[0], *shape[2:]), dtype)
+        lanes = prod(shape[2:])
+        is_still = a.shape[1] == 1
+        rows_a = still_rows(a, shape, dtype) if is_still else _rows(a, shape, dtype)
+        rows_b = _rows(b, shape, dtype)
+        is_narrow = lanes < NARROW and shape[0] > 1
+        if rows_a is not None and rows_b is not None and made == dtype and not is_narrow:
+            self.kernel.forward(
+                rows_a, rows_b, start, out.view(*shape[:2], lanes), is_reverse=is_reverse
+            )
+            return out
+        state = None if start is None else start.view(1, -1)
+        at_b, at_out = _Buffer(shape, b, dtype), _Buffer(shape, b, dtype)
+        at_a = None if is_still else _Buffer(shape, b, dtype)
+        row_bytes = at_b.kept.shape[1] * dtype.itemsize
+        for low, high in _pieces(shape[1], row_bytes, is_reverse):
+            steps = high - low
+            if at_a is None:
+                assert rows_a is not None
+                now_a = _as_lanes(rows_a).expand(1, steps, -1)
+            else:
+                now_a = at_a.filled(a[:, low:high])
+            now = at_out.row(steps)
+            self.kernel.forward(
+                now_a, at_b.filled(b[:, low:high]), state, now, is_reverse=is_reverse
+            )
+            state = now[:, 0 if is_reverse else -1].clone()
+            out[:, low:high].copy_(at_out.view(steps))
         return out
-    state = None if start is None else start.view(1, -1)
-    at_b, at_out = _Buffer(shape, b, dtype), _Buffer(shape, b, dtype)
-    at_a = None if is_still else _Buffer(shape, b, dtype)
-    row_bytes = at_b.kept.shape[1] * dtype.itemsize
-    for low, high in _pieces(shape[1], row_bytes, is_reverse):
-        steps = high - low
-        if at_a is None:
-            assert rows_a is not None
-            now_a = _as_lanes(rows_a).expand(1, steps, -1)
+
+    def backward(
+        self,
+        a: Tensor,
+        b_dtype: torch.dtype,
+        upstream: Tensor,
+        states: Tensor,
+        initial: Tensor | None,
+        *,
+        is_reverse: bool,
+        needs_a: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Gradients of a, b and the initial state, in one pass back over time.
+
+        That of the initial state has the working type and is (batch, ...).
+        """
+        dtype = work_dtype(a.dtype, b_dtype)
+        shape, lanes = states.shape, prod(states.shape[2:])
+        is_still = a.shape[1] == 1
+        rows_a = still_rows(a, shape, dtype) if is_still else _rows(a, shape, dtype)
+        rows = [_rows(one, shape, dtype) for one in (upstream, states)]
+        grad_b = torch.empty(shape, dtype=b_dtype, device=states.device)
+        wide = torch.promote_types(dtype, torch.float64)
+        sums = torch.zeros(shape[0], lanes, dtype=wide, device=states.device)
+        start = None if initial is None else _flat(initial.expand(shape[0], *shape[2:]), dtype)
+        carry = torch.zeros(shape[0], lanes, dtype=dtype, device=states.device)
+        grad_a = torch.empty(a.shape, dtype=a.dtype, device=a.device) if needs_a else None
+        is_plain = a.dtype == dtype and b_dtype == dtype and not (lanes < NARROW and shape[0] > 1)
+        up, before = rows
+        if (
+            (rows_a is not None and up is not None and before is not None and is_plain)
+            and (before.stride(2) == 1 or lanes == 1)
+            and (is_still or a.shape == shape or not needs_a)
+        ):
+            terms = grad_a.view(before.shape) if grad_a is not None and not is_still else None
+            self.kernel.backward(
+                rows_a,
+                up,
+                before,
+                start,
+                grad_b.view(before.shape),
+                (sums if is_still else terms) if needs_a else None,
+                carry,
+                is_reverse=is_reverse,
+            )
         else:
-            now_a = at_a.filled(a[:, low:high])
-        now = at_out.row(steps)
-        kernel.forward(now_a, at_b.filled(b[:, low:high]), state, now, is_reverse=is_reverse)
-        state = now[:, 0 if is_reverse else -1].clone()
-        out[:, low:high].copy_(at_out.view(steps))
-    return out
-
-
-def rows_backward(
-    kernel: Kernel,
-    a: Tensor,
-    b_dtype: torch.dtype,
-    upstream: Tensor,
-    states: Tensor,
-    initial: Tensor | None,
-    *,
-    is_reverse: bool,
-    needs_a: bool,
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients of a, b and the initial state, in one pass back over time.
-
-    That of the initial state has the working type and is (batch, ...).
-    """
-    dtype = work_dtype(a.dtype, b_dtype)
-    shape, lanes = states.shape, prod(states.shape[2:])
-    is_still = a.shape[1] == 1
-    rows_a = _still(a, shape, dtype) if is_still else _rows(a, shape, dtype)
-    rows = [_rows(one, shape, dtype) for one in (upstream, states)]
-    grad_b = torch.empty(shape, dtype=b_dtype, device=states.device)
-    wide = torch.promote_types(dtype, torch.float64)
-    sums = torch.zeros(shape[0], lanes, dtype=wide, device=states.device)
-    start = None if initial is None else _flat(initial.expand(shape[0], *shape[2:]), dtype)
-    carry = torch.zeros(shape[0], lanes, dtype=dtype, device=states.device)
-    grad_a = torch.empty(a.shape, dtype=a.dtype, device=a.device) if needs_a else None
-    is_plain = a.dtype == dtype and b_dtype == dtype and not (lanes < NARROW and shape[0] > 1)
-    up, before = rows
-    if (
-        (rows_a is not None and up is not None and before is not None and is_plain)
-        and (before.stride(2) == 1 or lanes == 1)
-        and (is_still or a.shape == shape or not needs_a)
-    ):
-        terms = grad_a.view(before.shape) if grad_a is not None and not is_still else None
-        kernel.backward(
-            rows_a,
-            up,
-            before,
-            start,
-            grad_b.view(before.shape),
-            (sums if is_still else terms) if needs_a else None,
-            carry,
-            is_reverse=is_reverse,
-        )
-    else:
-        _back_in_pieces(
-            kernel,
-            (a, _as_lanes(rows_a) if is_still and rows_a is not None else None),
-            (upstream, states, start),
-            (grad_a, grad_b, sums.view(1, -1), carry.view(1, -1)),
-            is_reverse=is_reverse,
-        )
-    if grad_a is not None and is_still:
-        _into(grad_a, sums.view(shape[0], 1, *shape[2:]).sum_to_size(a.shape))
-    return grad_a, grad_b, carry.view(shape[0], *shape[2:])
+            _back_in_pieces(
+                self.kernel,
+                (a, _as_lanes(rows_a) if is_still and rows_a is not None else None),
+                (upstream, states, start),
+                (grad_a, grad_b, sums.view(1, -1), carry.view(1, -1)),
+                is_reverse=is_reverse,
+            )
+        if grad_a is not None and is_still:
+            _into(grad_a, sums.view(shape[0], 1, *shape[2:]).sum_to_size(a.shape))
+        return grad_a, grad_b, carry.view(shape[0], *shape[2:])
 
 
 def _back_in_pieces(
