@@ -29,6 +29,22 @@ static inline __attribute__((always_inline)) void NAMED(step)(
 #endif
 }
 
+/* A whole row of it. `is_down`: time runs down through memory, and so do the pieces of a row, for
+ * processors fetch ahead of a reader who keeps one direction. */
+static inline __attribute__((always_inline)) void NAMED(step_row)(
+    REAL *restrict state, const REAL *restrict a, const REAL *restrict b, REAL *restrict out,
+    int64_t count, int is_down) {
+    if (!is_down) {
+        NAMED(step)(state, a, b, out, count);
+        return;
+    }
+    const int64_t piece = PIECE / (PARTS * (int64_t)sizeof(REAL)), whole = count / piece * piece;
+    int64_t at = PARTS * whole;
+    NAMED(step)(state + at, a + at, b + at, out + at, count - whole);
+    for (at -= PARTS * piece; at >= 0; at -= PARTS * piece)
+        NAMED(step)(state + at, a + at, b + at, out + at, piece);
+}
+
 CLONES EXPORT void NAMED(secant_scan_forward)(const forward_job *job) {
     REAL state[BLOCK], held[BLOCK], filled[BLOCK], row[BLOCK];
     const int64_t width = BLOCK / PARTS;
@@ -46,7 +62,7 @@ CLONES EXPORT void NAMED(secant_scan_forward)(const forward_job *job) {
                            job->initial_lane, count);
             else
                 memset(state, 0, (size_t)count * PARTS * sizeof(REAL));
-            int copies_a = !job->a_time || !job->a_lane;
+            int copies_a = !job->a_time || !job->a_lane, is_down = job->out_time < 0;
             if (copies_a) NAMED(row)(held, a, job->a_lane, count);
             for (int64_t time = 0; time < job->length; time++) {
                 const REAL *now_a = a, *now_b = b;
@@ -58,7 +74,7 @@ CLONES EXPORT void NAMED(secant_scan_forward)(const forward_job *job) {
                     NAMED(row)(filled, b, 0, count);
                     now_b = filled;
                 }
-                NAMED(step)(state, now_a, now_b, job->streams ? row : out, count);
+                NAMED(step_row)(state, now_a, now_b, job->streams ? row : out, count, is_down);
                 if (job->streams) stream(out, row, (size_t)count * PARTS * sizeof(REAL));
                 a += PARTS * job->a_time;
                 b += PARTS * job->b_time;
@@ -114,6 +130,25 @@ static inline __attribute__((always_inline)) void NAMED(back)(
 #undef GRADIENT
 }
 
+/* A whole row of it, in the order of `step_row`. */
+static inline __attribute__((always_inline)) void NAMED(back_row)(
+    REAL *restrict carry, const REAL *restrict a, const REAL *restrict upstream,
+    const REAL *restrict before, REAL *restrict grad_b, REAL *restrict terms,
+    REAL *restrict sums, int64_t count, int is_down) {
+    if (!is_down) {
+        NAMED(back)(carry, a, upstream, before, grad_b, terms, sums, count);
+        return;
+    }
+    const int64_t piece = PIECE / (PARTS * (int64_t)sizeof(REAL)), whole = count / piece * piece;
+    int64_t at = PARTS * whole;
+#define BACK(NUMBERS)                                                                      \
+    NAMED(back)(carry + at, a + at, upstream + at, before ? before + at : NULL,            \
+                grad_b + at, terms ? terms + at : NULL, sums ? sums + at : NULL, NUMBERS)
+    BACK(count - whole);
+    for (at -= PARTS * piece; at >= 0; at -= PARTS * piece) BACK(piece);
+#undef BACK
+}
+
 CLONES EXPORT void NAMED(secant_scan_backward)(const backward_job *job) {
     REAL carry[BLOCK], held[BLOCK], filled[BLOCK], first[BLOCK], part[BLOCK];
     REAL row_b[BLOCK], row_a[BLOCK];
@@ -142,7 +177,7 @@ CLONES EXPORT void NAMED(secant_scan_backward)(const backward_job *job) {
                            job->initial_lane, count);
             else
                 memset(first, 0, bytes);
-            int copies_a = !job->a_time || !job->a_lane;
+            int copies_a = !job->a_time || !job->a_lane, is_down = job->grad_b_time < 0;
             if (copies_a) NAMED(row)(held, a, job->a_lane, count);
             for (int64_t time = 0; time < job->length; time++) {
                 const REAL *now_a = a, *now_up = upstream;
@@ -158,7 +193,7 @@ CLONES EXPORT void NAMED(secant_scan_backward)(const backward_job *job) {
                 if (!grad_a && !sums) now_before = NULL;
                 REAL *to_b = job->streams ? row_b : grad_b;
                 REAL *to_a = grad_a && job->streams ? row_a : grad_a;
-                NAMED(back)(carry, now_a, now_up, now_before, to_b, to_a, part, count);
+                NAMED(back_row)(carry, now_a, now_up, now_before, to_b, to_a, part, count, is_down);
                 if (job->streams) {
                     stream(grad_b, row_b, bytes);
                     if (grad_a) stream(grad_a, row_a, bytes);

@@ -17,7 +17,7 @@ from torch import Tensor
 from secant.engine.native import Native
 from secant.nn.scan_shares import in_shares
 
-NATIVE: Final = Native(Path(__file__).with_name("_scan.c"), layout=3)
+NATIVE: Final = Native(Path(__file__).with_name("_scan.c"), layout=4)
 NAMES: Final = {
     torch.float32: "f32",
     torch.float64: "f64",
@@ -69,8 +69,8 @@ def library() -> ctypes.CDLL | None:
     found = NATIVE.library()
     if found is None:
         return None
-    found.secant_scan_streams.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    found.secant_scan_streams.restype = ctypes.c_int64
+    found.secant_scan_prepare.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    found.secant_scan_prepare.restype = ctypes.c_int64
     return found
 
 
@@ -85,11 +85,11 @@ def _start(x: Tensor, is_backwards: bool) -> int:
     return x.data_ptr() + steps * x.stride(1) * x.element_size()
 
 
-def _streams(found: ctypes.CDLL, x: Tensor) -> int:
-    """Whether to write an output past the caches, as a C truth."""
+def _prepare(found: ctypes.CDLL, x: Tensor) -> int:
+    """Get an output ready; gives whether to write it past the caches, as a C truth."""
     if not x.is_contiguous():
         return 0
-    is_streamed: int = found.secant_scan_streams(x.data_ptr(), x.numel() * x.element_size())
+    is_streamed: int = found.secant_scan_prepare(x.data_ptr(), x.numel() * x.element_size())
     return is_streamed
 
 
@@ -108,7 +108,7 @@ class CKernel:
         assert found is not None
         batch, length, lanes = out.shape
         way = -1 if is_reverse else 1
-        streams = _streams(found, out)
+        streams = _prepare(found, out)
         run = getattr(found, f"secant_scan_forward_{NAMES[out.dtype]}")
 
         def share(batches: tuple[int, int], some: tuple[int, int]) -> None:
@@ -151,9 +151,9 @@ class CKernel:
         back, way = not is_reverse, 1 if is_reverse else -1
         terms = grad_a if grad_a is not None and grad_a.ndim == 3 else None
         sums = grad_a if terms is None else None
-        streams = _streams(found, grad_b)
+        streams = _prepare(found, grad_b)
         if terms is not None:
-            streams &= _streams(found, terms)
+            streams &= _prepare(found, terms)
         run = getattr(found, f"secant_scan_backward_{NAMES[grad_b.dtype]}")
         # The state before a step is its neighbour's; the kernel takes `initial` at the end.
         before = _start(states, back) + way * states.stride(1) * states.element_size()
