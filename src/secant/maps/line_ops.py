@@ -270,7 +270,8 @@ def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if twin is None or not isinstance(target, LineTensor):
         raise InputError(
             f"pieces: the model must not write a moving value into a constant tensor; {func} does. "
-            "Build the result with torch.cat or torch.stack instead."
+            "Build the result with torch.cat or torch.stack instead; of torch's recurrent modules, "
+            "which do so, `secant report` reads what is linear in time."
         )
     others = [other() for other in target.relatives]
     if any(other is not None and other is not target for other in others):

@@ -36,6 +36,7 @@ from secant.studies.sequences import (
     TUNING_SEED,
     Reader,
     combined,
+    percent_right,
     share,
     sized,
     trained,
@@ -94,12 +95,9 @@ def measure(arm: str, rate: float, seed: int, split: int = 0) -> dict[str, Any]:
             draw = lambda: digits(parts.train, torch.randint(size, (BATCH,)))  # noqa: E731
             loss = trained(net, draw, rate=rate, steps=STEPS[what])
             x, labels = digits(parts.validation if seed >= TUNING_SEED else parts.test, slice(None))
-    is_asked = labels != IGNORED
-    with torch.no_grad():
-        right = (net(x).argmax(-1) == labels)[is_asked]
     return {
         "arm": arm, "rate": rate, "seed": seed, "loss": loss, "weights": weights_in(core),
-        "score": 100 * float(right.double().mean()),
+        "score": percent_right(net, x, labels),
     }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from secant.studies.sequences import (
     IGNORED,
     Reader,
     combined,
+    percent_right,
     share,
     sized,
     trained,
@@ -95,11 +96,9 @@ def measure(name: str, rate: float, seed: int) -> dict[str, Any]:
         net = Reader(Pairs(), core, WIDTH, VALUES)
         loss = trained(net, lambda: pairs(BATCH), rate=rate, steps=STEPS)
     x, labels = pairs(SEQUENCES, torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        right = (net(x).argmax(-1) == labels)[:, PAIRS:]
     return {
         "arm": name, "rate": rate, "seed": seed, "loss": loss, "weights": weights_in(core),
-        "score": 100 * float(right.double().mean()),
+        "score": percent_right(net, x, labels),
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What the studies of recurrences share: a reader around any core, equal sizes, training, verdicts.
 
-Holds: ``Reader``, ``CORES``, ``sized``, ``trained``, ``tuned``, ``combined``, ``share``.
+Holds: ``Reader``, ``CORES``, ``sized``, ``trained``, ``percent_right``, ``tuned``,
+``combined``, ``share``.
 May import: torch, ``secant.errors``, ``secant.nn``, ``secant.studies`` (finding, kept).
 """
 
@@ -175,6 +176,13 @@ def trained(
         optimiser.step()
         schedule.step()
     return last
+
+
+def percent_right(net: nn.Module, x: Tensor, labels: Tensor) -> float:
+    """How many of the labels (batch, length) that are not `IGNORED` the net gives."""
+    with torch.no_grad():
+        right = (net(x).argmax(-1) == labels)[labels != IGNORED]
+    return 100 * float(right.double().mean())
 
 
 def tuned(
