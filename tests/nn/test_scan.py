@@ -8,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scan_reference import drawn, naive, route_or_skip
 from secant.errors import InputError
 from secant.nn import scan
+from secant.nn.scan_torch import doubled
 
 ROUTES = ["c", "numba", "triton", "chunked", "loop", "associative"]
 WITH_MATRICES = ["c", "chunked", "loop", "associative"]
@@ -88,6 +90,61 @@ def test_matrices_are_the_naive_loop(route, dtype, shape, blocks):
     assert_as_naive([a.detach(), b.detach()], route=route, is_matrix=True, reverse=True)
     turned = a.detach().mH, b.detach().movedim(1, -1).contiguous().movedim(-1, 1)
     assert_as_naive(turned, route=route, is_matrix=True)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_conjugates_without_lanes(route):
+    """(batch, length) alone, conjugated and negated lazily, in both passes."""
+    route_or_skip(route)
+    a, b = drawn((2, 6), torch.complex128), drawn((2, 6), torch.complex128, 1)
+    assert_same(scan(a.conj(), b.conj(), route=route), naive(a.conj(), b.conj()))
+    assert_same(scan(a.real, b.conj().imag, route=route), naive(a.real, b.conj().imag))
+    b.requires_grad_()
+    grads = (
+        torch.autograd.grad((one.conj() * a).imag.sum(), b)[0]
+        for one in (scan(a, b, route=route), naive(a, b))
+    )
+    assert_same(*grads)
+
+
+@pytest.mark.parametrize("is_matrix", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [0, 1, 2, 7, 16])
+def test_doubling_is_the_naive_loop(is_matrix, reverse, length):
+    """What a trace is given in place of a kernel."""
+    more = (3,) if is_matrix else ()
+    for shape in ((1, 1, 3), (2, length, 3)):
+        a, first = drawn((*shape, *more)), drawn((2, 3), seed=2)
+        b = drawn((2, length, 3), torch.complex128, seed=1)
+        if length == 0:
+            found = doubled(a, b, first, is_matrix=is_matrix, is_reverse=reverse)
+            assert found.shape == b.shape
+            continue
+        for initial in (None, first):
+            found = doubled(a, b, initial, is_matrix=is_matrix, is_reverse=reverse)
+            assert_same(found, naive(a, b, initial, is_matrix=is_matrix, reverse=reverse))
+
+
+class Scanned(torch.nn.Module):
+    """A scan as part of a model."""
+
+    def forward(self, a, b):
+        return 2 * scan(a, b, reverse=True)
+
+
+def test_an_exported_scan_needs_no_kernel(tmp_path):
+    """The program is torch's own operations, whoever loads it."""
+    a, b = drawn((3,)), drawn((2, 9, 3), seed=1)
+    torch.export.save(torch.export.export(Scanned(), (a, b)), tmp_path / "scan.pt2")
+    program = torch.export.load(tmp_path / "scan.pt2")
+    assert_same(program.module()(a, b), 2 * naive(a, b, reverse=True))
+
+
+def test_fake_tensors_have_shapes_and_no_numbers():
+    with FakeTensorMode():
+        found = scan(torch.ones(3), torch.ones(2, 9, 3, dtype=torch.complex64))
+    assert found.shape == (2, 9, 3)
+    assert found.dtype == torch.complex64
 
 
 @pytest.mark.parametrize("route", ROUTES)

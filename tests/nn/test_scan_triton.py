@@ -1,7 +1,7 @@
 """The scan on CUDA devices: the kernel in Triton's interpreter, assembled, and on trial.
 
 Holds: tests of ``secant.nn.scan_triton``, ``scan_triton_kernel`` and ``scan_trial``.
-May import: pytest, torch, ``secant.nn``, ``scan_reference``.
+May import: numpy, pytest, torch, ``secant.nn``, ``scan_reference``.
 
 The kernel's numbers are those of ``test_scan.py``, whose routes hold "triton". Here is what only
 it has: segments, and what it takes to be the default on a device.
@@ -11,13 +11,15 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from scan_reference import drawn, naive, route_or_skip
 from secant.errors import InputError
 from secant.nn import scan, scan_routes, scan_trial, scan_triton
-from secant.nn.scan_routes import chosen_route
+from secant.nn.scan_routes import Asked, chosen_route
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -35,7 +37,27 @@ def fresh():
 def small(monkeypatch, fresh):
     """A trial that the interpreter runs in a second."""
     route_or_skip("triton")
-    monkeypatch.setattr(scan_trial, "SHAPE", (2, 35, 3))
+    monkeypatch.setattr(scan_trial, "LENGTH", 35)
+
+
+@pytest.fixture
+def as_on_a_device(monkeypatch):
+    """Rows of a tile joined in pairs, fours, ...: the interpreter takes one after the other."""
+    route_or_skip("triton")
+    from triton.runtime.interpreter import ScanOps
+
+    def in_pairs(self, inputs):
+        rows = [one.handle.data.copy() for one in inputs]
+        step = 1
+        while step < len(rows[0]):
+            left = [self.to_tensor(np.roll(x, step, 0), inputs[0].dtype) for x in rows]
+            right = [self.to_tensor(x.copy(), inputs[0].dtype) for x in rows]
+            for x, found in zip(rows, self.combine_fn.fn(*left, *right), strict=True):
+                x[step:] = found.handle.data[step:]
+            step *= 2
+        return [self.to_tensor(x, inputs[0].dtype) for x in rows]
+
+    monkeypatch.setattr(ScanOps, "generic_scan", in_pairs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
@@ -85,9 +107,90 @@ def test_tiles_and_segments(monkeypatch, shape, dtype, expected):
     assert tile.steps % tile.times == 0
 
 
-def test_a_sound_kernel_passes_its_trial(small):
-    for dtype in (torch.float64, torch.complex128):
-        assert scan_trial.fault(CPU, dtype) is None
+WIDE = torch.ones(1, 16, 1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "b"),
+    [
+        # A product of two leaves the range, the state, 0, does not.
+        ([1, 1e30, 1e30, 1e-30], torch.zeros(1, 16, 1)),
+        ([0.5, 1e20, 1e20, 1e-20, 1e-20, 0.5], (torch.arange(16) >= 8).float().view(1, 16, 1)),
+        # The sum of two terms does, all states do not.
+        ([1], torch.tensor([-3e38, 3e38, 3e38, -3e38, *[0.0] * 12]).view(1, 16, 1)),
+    ],
+)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
+def test_pieces_that_leave_the_range_are_seen(as_on_a_device, steps, b, reverse):
+    """Each row is made of other pieces, so that what left the range may be back at the end."""
+    a = WIDE.clone()
+    a[0, : len(steps), 0] = torch.tensor(steps)
+    if reverse:
+        a, b = a.flip(1), b.flip(1)
+    for route in ("triton", "associative"):
+        found = scan(a, b, route=route, reverse=reverse)
+        assert torch.equal(found, scan(a, b, route="loop", reverse=reverse))
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
+def test_pieces_of_gradients_that_leave_the_range_are_seen(as_on_a_device):
+    a, upstream = WIDE.clone(), torch.zeros(1, 16, 1)
+    a[0, -5:-1, 0] = torch.tensor([1e-30, 1e30, 1e30, 1])
+    upstream[0, 0] = 1
+    b = torch.zeros(1, 16, 1, requires_grad=True)
+    found, expected = (
+        torch.autograd.grad(scan(a, b, route=route), b, upstream)[0] for route in ("triton", "loop")
+    )
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_the_order_of_pieces_changes_nothing_else(as_on_a_device, dtype):
+    a, b, first = drawn((2, 40, 3), dtype), drawn((2, 40, 3), dtype, 1), drawn((2, 3), dtype, 2)
+    inputs = [one.requires_grad_() for one in (a, b, first)]
+    found, expected = (scan(*inputs, route="triton"), naive(*inputs))
+    grads = (
+        torch.autograd.grad(one, inputs, drawn(b.shape, dtype, 3)) for one in (found, expected)
+    )
+    for ours, theirs in [(found, expected), *zip(*grads, strict=True)]:
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("a_dtype", "b_dtype"),
+    [
+        (torch.float64, torch.float64), (torch.complex128, torch.complex128),
+        (torch.float64, torch.complex128), (torch.complex64, torch.float32),
+        (torch.float32, torch.bfloat16), (torch.float16, torch.float16),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_sound_kernel_passes_its_trial(small, as_on_a_device, a_dtype, b_dtype, lanes):
+    assert scan_trial.fault(CPU, a_dtype, b_dtype, lanes) is None
+
+
+@pytest.mark.parametrize("mode", ["vmap", "grad", "meta", "fake", "inference"])
+def test_a_trial_inside_a_mode_is_as_outside(small, as_on_a_device, mode):
+    """The verdict is kept: it must not be about what the first call happened to be inside of."""
+
+    def verdict(x):
+        assert scan_trial.fault(CPU, torch.float64, torch.float64, 2) is None
+        return x.sum()
+
+    x = torch.ones(2, 3)
+    if mode == "vmap":
+        torch.vmap(verdict)(x)
+    elif mode == "grad":
+        torch.func.grad(verdict)(x)
+    else:
+        modes = {
+            "meta": lambda: torch.device("meta"),
+            "fake": FakeTensorMode,
+            "inference": torch.inference_mode,
+        }
+        with modes[mode]():
+            verdict(torch.ones(2))
 
 
 class Wrong:
@@ -126,21 +229,28 @@ class Broken(Wrong):
 def test_a_faulty_kernel_is_found_and_said(monkeypatch, small, kind, said):
     monkeypatch.setattr(scan_trial, "TritonPasses", kind)
     with pytest.warns(RuntimeWarning, match=f"float64 on cpu {said}.*'chunked' is taken"):
-        found = scan_trial.fault(CPU, torch.float64)
+        found = scan_trial.fault(CPU, torch.float64, torch.float64, 3)
     assert found is not None
 
 
 def test_the_default_on_a_device_is_the_kernel_that_passed(monkeypatch):
-    """Diagonal scans by Triton if its trial went well, all others in chunks."""
+    """Diagonal scans by Triton if it compiles and its trial went well, all others in chunks."""
     monkeypatch.setattr(scan_triton, "absence", lambda: None)
+    monkeypatch.setattr(scan_triton, "is_interpreted", lambda: False)
     routes = sys.modules["secant.nn.scan_routes"]
+    tried = []
+    diagonal = Asked(CUDA, "diagonal", torch.float32, torch.bfloat16, 12)
     for fault, expected in ((None, "triton"), ("wrong.", "chunked")):
-        monkeypatch.setattr(routes, "fault", lambda device, dtype, fault=fault: fault)
-        assert chosen_route(None, CUDA, "diagonal", torch.float32) == expected
-        assert chosen_route(None, CUDA, "matrices", torch.float32) == "chunked"
-    monkeypatch.setattr(routes, "fault", lambda device, dtype: None)
+        monkeypatch.setattr(routes, "fault", lambda *of, fault=fault: tried.append(of) or fault)
+        assert chosen_route(None, diagonal) == expected
+        assert chosen_route(None, diagonal._replace(kind="matrices")) == "chunked"
+    assert tried == [(CUDA, torch.float32, torch.bfloat16, 16)] * 2
+    monkeypatch.setattr(routes, "fault", lambda *of: None)
+    monkeypatch.setattr(scan_triton, "is_interpreted", lambda: True)
+    assert chosen_route(None, diagonal) == "chunked"
+    monkeypatch.setattr(scan_triton, "is_interpreted", lambda: False)
     monkeypatch.setattr(scan_triton, "absence", lambda: "none here.")
-    assert chosen_route(None, CUDA, "diagonal", torch.float32) == "chunked"
+    assert chosen_route(None, diagonal) == "chunked"
 
 
 def test_what_it_cannot_take_is_refused(monkeypatch):
@@ -148,7 +258,7 @@ def test_what_it_cannot_take_is_refused(monkeypatch):
     with pytest.raises(InputError, match="'triton' runs on CUDA devices; got tensors on meta"):
         scan(torch.ones(4, device="meta"), torch.ones(2, 6, 4, device="meta"), route="triton")
     with pytest.raises(InputError, match="'triton' has diagonal transitions; got matrices"):
-        chosen_route("triton", CUDA, "matrices", torch.float32)
+        chosen_route("triton", Asked(CUDA, "matrices", torch.float32, torch.float32, 4))
 
 
 def test_a_missing_triton_or_device_says_so(monkeypatch):
@@ -161,6 +271,13 @@ def test_a_missing_triton_or_device_says_so(monkeypatch):
     monkeypatch.setattr(scan_triton, "find_spec", lambda name: None)
     assert "comes with torch's builds for CUDA" in scan_triton.absence()
 
+    def broken():
+        raise ImportError("libcuda.so.1")
+
+    monkeypatch.setattr(scan_triton, "find_spec", lambda name: "there")
+    monkeypatch.setattr(scan_triton, "is_interpreted", broken)
+    assert scan_triton.absence().startswith("Triton cannot be imported: libcuda.so.1.")
+
 
 ASSEMBLE = """
 import triton.language as tl
@@ -169,7 +286,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from secant.nn.scan_triton_kernel import walk
 
-SIZES = ("length", "lanes", "steps", "a_batch", "a_time", "a_lane", "b_batch", "b_time", "b_lane")
+SIZES = ("length", "lanes", "steps", "segments", "a_batch", "a_time", "a_lane", "b_batch", "b_time",
+         "b_lane")
 FLAGS = ("IS_REVERSE", "IS_BACK", "IS_STILL", "IS_TOTAL", "HAS_FIRST", "HAS_ENDS", "HAS_EDGE")
 for major in (80, 90):
     for number, wide, state, parts, times, terms, flags in (
@@ -210,8 +328,11 @@ def test_the_kernel_assembles_for_devices(tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
-def test_a_device_agrees_with_the_loop(fresh, dtype):
-    found = scan_trial.disagreement(scan_triton.TritonPasses(), CUDA, dtype)
-    assert found <= scan_trial.AGREES[dtype.to_real()]
+@pytest.mark.parametrize("lanes", [1, 3, 40])
+@pytest.mark.parametrize(
+    ("a_dtype", "b_dtype"),
+    [(torch.float32, torch.float32), (torch.complex128, torch.float64), (torch.float16,) * 2],
+)
+def test_a_device_agrees_with_the_loop(fresh, a_dtype, b_dtype, lanes):
+    assert scan_trial.fault(CUDA, a_dtype, b_dtype, lanes) is None
     assert "diagonal elsewhere" in scan_routes()["triton"].default_for

@@ -14,7 +14,7 @@ from torch import Tensor
 from secant.nn import scan_torch
 from secant.nn.scan_blocks import blocks_backward, blocks_forward
 from secant.nn.scan_checks import are_finite, checked, is_finite_at_the_end, report_overflow
-from secant.nn.scan_routes import chosen_route, kind_of, passes_of
+from secant.nn.scan_routes import asked_of, chosen_route, is_traced, passes_of
 from secant.nn.scan_rows import as_type, work_dtype
 
 IN_TORCH: Final = {
@@ -22,7 +22,6 @@ IN_TORCH: Final = {
     "loop": scan_torch.loop,
     "associative": scan_torch.associative,
 }
-# Routes that multiply coefficients of many steps, which may leave the range where no state does.
 TAKE_PRODUCTS: Final = ("triton", "chunked", "associative")
 
 
@@ -42,12 +41,14 @@ class Plan(NamedTuple):
 def _states(a: Tensor, b: Tensor, initial: Tensor | None, plan: Plan) -> Tensor:
     """All states, by the plan's route.
 
-    A route that takes products is run again as the loop, which takes none, where its states are
-    not finite.
+    Products of many coefficients may leave the range where no state does. Routes that take such
+    products are run again as the loop, which takes none, where they are not finite: in chunks that
+    reaches the last state, in tiles and trees, which make each row of other products, it may not.
     """
     if b.is_meta:  # shapes alone: nothing to add up, and no overflow to look for
         return torch.empty_like(b, dtype=torch.promote_types(a.dtype, b.dtype))
     passes = passes_of(plan.route)
+    found: Tensor | None
     if plan.is_matrix and plan.route == "c":
         found = blocks_forward(a, b, initial, is_reverse=plan.is_reverse)
     elif passes is not None:
@@ -57,14 +58,23 @@ def _states(a: Tensor, b: Tensor, initial: Tensor | None, plan: Plan) -> Tensor:
             found = IN_TORCH[plan.route](
                 a, b, initial, is_matrix=plan.is_matrix, is_reverse=plan.is_reverse
             )
-    takes_products = plan.route in TAKE_PRODUCTS
-    if not (plan.is_checked or takes_products) or is_finite_at_the_end(found, plan.is_reverse):
+    if found is not None and _is_sound(found, plan):
         return found
-    if takes_products:
+    if plan.route in TAKE_PRODUCTS:
         return _states(a, b, initial, plan._replace(route="loop"))
+    assert found is not None
     if are_finite(a, b, initial):
         report_overflow(a, found, plan.is_reverse)
     return found
+
+
+def _is_sound(found: Tensor, plan: Plan) -> bool:
+    """Whether states are finite, as far as their route and plan ask for a look at them."""
+    if plan.route == "associative":
+        return are_finite(found)
+    if plan.route == "chunked" or (plan.is_checked and plan.route != "triton"):
+        return is_finite_at_the_end(found, plan.is_reverse)
+    return True  # the Triton kernel has looked itself
 
 
 def _before(states: Tensor, initial: Tensor | None, is_reverse: bool) -> Tensor:
@@ -137,7 +147,7 @@ def _first_gradients(
         found = passes.backward(
             *(a, b_dtype, upstream, states, initial), is_reverse=plan.is_reverse, needs_a=needs_a
         )
-        if plan.route not in TAKE_PRODUCTS or is_finite_at_the_end(found[1], not plan.is_reverse):
+        if found is not None:
             return found
         plan = plan._replace(route="loop")
     grad_a, grad_b, first = _gradients(a, upstream, states, initial, plan, needs_a)
@@ -244,23 +254,28 @@ def scan(
 
     Derivatives: any number of times, backward and forward, through ``torch.func`` too. A first
     backward is one fused pass on the routes "c", "numba" and "triton" (of coefficients that stay,
-    summed in float64), with matrices a scan and products. Gradients that leave the range are
-    infinite, as elsewhere in torch.
+    summed over time in float64, a few steps at a time), with matrices a scan and products.
+    Gradients that leave the range are infinite, as elsewhere in torch.
 
     Not finite: nan or infinity in the inputs harms its own place from there on (with
     ``is_matrix`` the places it is multiplied into) and nothing before. If finite inputs lead out
     of the range it is an error that names the step. The look at the last state that finds this
     waits for the device.
 
+    Traced by ``torch.export`` or with fake tensors, whatever the route, the scan goes into the
+    graph as log2(length) products of whole sequences, with no look at their range.
+
     ``route``: one of `scan_routes`; all give the same numbers to rounding. Cost: reading inputs and
     writing states once on the fused routes; some passes more elsewhere. Memory: inputs and states,
-    and a constant; float copies of half precision in the torch routes.
+    and a constant; float copies of half precision in the torch routes, and on CUDA devices terms of
+    b's size for coefficients that the batch shares but time does not.
 
     Raises: `InputError` for shapes, types or devices that do not fit, a route that cannot run, or
     an overflow. Source: Martin and Cundy 2018, arXiv:1709.04057, for the recurrence as a scan and
     its gradient as one; the fused pass and the chunks are ours.
     """
     a, initial = checked(a, b, initial, is_matrix)
-    dtype = work_dtype(a.dtype, b.dtype)
-    chosen = chosen_route(route, b.device, kind_of(a, is_matrix), dtype)
+    if is_traced(b):
+        return scan_torch.doubled(a, b, initial, is_matrix=is_matrix, is_reverse=reverse)
+    chosen = chosen_route(route, asked_of(a, b, is_matrix))
     return _scanned(a, b, initial, Plan(chosen, is_matrix, reverse, is_checked=True))

@@ -1,6 +1,7 @@
 """The routes of a scan: which are there, which is taken where, and why others are not.
 
-Holds: ``ScanRoute``, ``scan_routes``, ``chosen_route``, ``passes_of``, ``kind_of``.
+Holds: ``ScanRoute``, ``scan_routes``; ``Asked``, ``asked_of``, ``chosen_route``, ``passes_of``,
+``is_traced``, ``kind_of``.
 May import: torch, ``secant.errors``, ``secant.nn`` (the routes' own files).
 """
 
@@ -9,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Final
+from math import prod
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from secant.errors import InputError
 from secant.nn import scan_c, scan_numba, scan_triton
@@ -45,6 +48,28 @@ def kind_of(a: Tensor, is_matrix: bool) -> str:
     if not is_matrix:
         return DIAGONAL
     return LARGE if a.shape[1] == 1 and a.shape[-1] > 128 else MATRIX
+
+
+class Asked(NamedTuple):
+    """What a route is chosen by: where the numbers are, and of what kind; ``lanes``: a step's."""
+
+    device: torch.device
+    kind: str
+    a_dtype: torch.dtype
+    b_dtype: torch.dtype
+    lanes: int
+
+
+def asked_of(a: Tensor, b: Tensor, is_matrix: bool) -> Asked:
+    """That of one scan, whose a has time as its dimension 1."""
+    return Asked(b.device, kind_of(a, is_matrix), a.dtype, b.dtype, prod(b.shape[2:]))
+
+
+def is_traced(b: Tensor) -> bool:
+    """Whether torch writes down operations in place of running them: no kernel finds numbers."""
+    # Before torch 2.7 an export could be told only from no compilation at all.
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return isinstance(b, FakeTensor) or bool(is_exporting())
 
 
 @dataclass(frozen=True)
@@ -80,18 +105,26 @@ def _absence(name: str) -> str | None:
     return None
 
 
-def _fused_for(device: torch.device, kind: str) -> tuple[str, ...]:
-    """The fused routes for a kind of transitions, the fastest first."""
-    if device.type == "cpu":
-        return {DIAGONAL: ("c", "numba"), MATRIX: ("c",), LARGE: ()}[kind]
-    return ("triton",) if device.type == "cuda" and kind == DIAGONAL else ()
+def _fused_for(asked: Asked) -> tuple[str, ...]:
+    """The fused routes that may be taken unasked, the fastest first."""
+    if asked.device.type == "cpu":
+        return {DIAGONAL: ("c", "numba"), MATRIX: ("c",), LARGE: ()}[asked.kind]
+    return ("triton",) if asked.device.type == "cuda" and asked.kind == DIAGONAL else ()
 
 
-def _default(device: torch.device, kind: str, dtype: torch.dtype) -> str:
-    for name in _fused_for(device, kind):
-        if _absence(name) is None and (name != "triton" or fault(device, dtype) is None):
+def _default(asked: Asked) -> str:
+    for name in _fused_for(asked):
+        if _absence(name) is None and (name != "triton" or _is_trusted(asked)):
             return name
     return "chunked"
+
+
+def _is_trusted(asked: Asked) -> bool:
+    """Whether Triton's kernel is compiled here, and right about such numbers."""
+    width = scan_triton.width_of(asked.lanes)
+    return not scan_triton.is_interpreted() and (
+        fault(asked.device, asked.a_dtype, asked.b_dtype, width) is None
+    )
 
 
 def scan_routes() -> dict[str, ScanRoute]:
@@ -100,16 +133,18 @@ def scan_routes() -> dict[str, ScanRoute]:
     Each says what it is, on which devices and for which transitions it runs, why it cannot run
     here (``absent``) and where it is the default (``default_for``): for diagonal transitions,
     matrices, and large matrices that stay, on the CPU or elsewhere (a CUDA device if there is one),
-    for every type of number. With a CUDA device the first call tries Triton's kernel there, which
-    takes some seconds.
+    for every type of number. With a CUDA device the first call tries Triton's kernel there, in
+    float32, which takes some seconds; other types are tried when they are first scanned.
     """
-    elsewhere = "cuda" if torch.cuda.is_available() else "meta"
-    places = [
-        (torch.device(device), kind, f"{kind} {said}")
-        for device, said in (("cpu", "on the CPU"), (elsewhere, "elsewhere"))
+    cpu, elsewhere = torch.device("cpu"), torch.device("meta")
+    if torch.cuda.is_available():
+        elsewhere = torch.device("cuda", torch.cuda.current_device())
+    single, lanes = torch.float32, scan_triton.WIDTH
+    defaults = {
+        f"{kind} {said}": _default(Asked(device, kind, single, single, lanes))
+        for device, said in ((cpu, "on the CPU"), (elsewhere, "elsewhere"))
         for kind in (DIAGONAL, MATRIX, LARGE)
-    ]
-    defaults = {said: _default(device, kind, torch.float32) for device, kind, said in places}
+    }
     return {
         name: ScanRoute(
             name=name,
@@ -123,14 +158,14 @@ def scan_routes() -> dict[str, ScanRoute]:
     }
 
 
-def chosen_route(route: str | None, device: torch.device, kind: str, dtype: torch.dtype) -> str:
-    """The route that was asked for, if it can run; else the default, for a state of this type.
+def chosen_route(route: str | None, asked: Asked) -> str:
+    """The route that was asked for, if it can run; else the default.
 
     Raises: `InputError` for an unknown route, one that is absent, or one that does not take such
     tensors.
     """
     if route is None:
-        return _default(device, kind, dtype)
+        return _default(asked)
     if route not in ROUTES:
         raise InputError(
             f"scan: `route` must be one of {', '.join(ROUTES)}; got {route!r}. "
@@ -139,6 +174,7 @@ def chosen_route(route: str | None, device: torch.device, kind: str, dtype: torc
     absent = _absence(route)
     if absent is not None:
         raise InputError(f"scan: the route {route!r} cannot run here. {absent}")
+    device = asked.device
     only = DEVICES.get(route, device.type)
     is_on_trial = route == "triton" and device.type == "cpu" and scan_triton.is_interpreted()
     if device.type != only and not is_on_trial:
@@ -147,7 +183,7 @@ def chosen_route(route: str | None, device: torch.device, kind: str, dtype: torc
             f"scan: the route {route!r} runs on {place}; got tensors on {device.type}. "
             "Leave `route` out, or take 'chunked'."
         )
-    if route in DIAGONAL_ONLY and kind != DIAGONAL:
+    if route in DIAGONAL_ONLY and asked.kind != DIAGONAL:
         raise InputError(
             f"scan: the route {route!r} has diagonal transitions; got matrices. "
             "Leave `route` out, or take 'chunked'."

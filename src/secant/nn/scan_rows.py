@@ -55,8 +55,14 @@ class Passes(Protocol):
     a has b's number of dimensions, of size 1 where it repeats; `initial` is (batch, ...).
     """
 
-    def forward(self, a: Tensor, b: Tensor, initial: Tensor | None, *, is_reverse: bool) -> Tensor:
-        """The states of h_t = a_t h_{t-1} + b_t, in the promoted type."""
+    def forward(
+        self, a: Tensor, b: Tensor, initial: Tensor | None, *, is_reverse: bool
+    ) -> Tensor | None:
+        """The states of h_t = a_t h_{t-1} + b_t, in the promoted type.
+
+        None if not all are finite, from passes that multiply coefficients of many steps: such
+        products may leave the range where no state does.
+        """
 
     def backward(
         self,
@@ -68,8 +74,8 @@ class Passes(Protocol):
         *,
         is_reverse: bool,
         needs_a: bool,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Gradients of a (None where it needs none), b and the initial state.
+    ) -> tuple[Tensor | None, Tensor, Tensor] | None:
+        """Gradients of a (None where it needs none), b and the initial state; or None, as above.
 
         That of the initial state is (batch, ...) in the working type; the others have theirs.
         """
@@ -113,7 +119,8 @@ def as_rows(x: Tensor, shape: torch.Size) -> Tensor:
     """x, expanded to `shape`, as (batch, length, lanes): copied where it does not lie so."""
     found = _rows(x, shape, x.dtype)
     if found is None:
-        found = x.expand(shape).resolve_conj().resolve_neg().contiguous().flatten(2)
+        whole = x.expand(shape).resolve_conj().resolve_neg().contiguous()
+        found = whole.view(*shape[:2], -1)
     return found
 
 

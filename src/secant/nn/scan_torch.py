@@ -1,6 +1,6 @@
 """Scans in plain torch, for any device: the loop, the loop in chunks, torch's associative scan.
 
-Holds: ``apply``, ``loop``, ``chunked``, ``associative``.
+Holds: ``apply``, ``loop``, ``chunked``, ``associative``, ``doubled``.
 May import: torch, ``secant.nn`` (scan_rows).
 
 All take a with as many dimensions as b (one more for matrices), of size 1 where it repeats.
@@ -150,4 +150,31 @@ def associative(
         joined, (factors, terms), dim=1, reverse=is_reverse, combine_mode="generic"
     )
     found: Tensor = out
+    return found.to(torch.promote_types(a.dtype, b.dtype))
+
+
+def doubled(
+    a: Tensor, b: Tensor, initial: Tensor | None, *, is_matrix: bool, is_reverse: bool
+) -> Tensor:
+    """Each state joined with the one 1, 2, 4, ... steps before: log2(length) operations in a graph.
+
+    Nothing is written in place and nothing looked at, so that a trace holds it.
+    """
+    dtype = work_dtype(a.dtype, b.dtype)
+    factors = a.to(dtype).expand((*b.shape, b.shape[-1]) if is_matrix else b.shape)
+    terms = b.to(dtype)
+    if is_reverse:
+        factors, terms = factors.flip(1), terms.flip(1)
+    if initial is not None and b.shape[1] > 0:
+        first = apply(factors[:, 0], initial.to(dtype), is_matrix) + terms[:, 0]
+        terms = torch.cat([first.unsqueeze(1), terms[:, 1:]], dim=1)
+    step = 1
+    while step < b.shape[1]:
+        later, before = factors[:, step:], factors[:, :-step]
+        joined = apply(later, terms[:, :-step], is_matrix) + terms[:, step:]
+        terms = torch.cat([terms[:, :step], joined], dim=1)
+        product = later @ before if is_matrix else later * before
+        factors = torch.cat([factors[:, :step], product], dim=1)
+        step *= 2
+    found = terms.flip(1) if is_reverse else terms
     return found.to(torch.promote_types(a.dtype, b.dtype))

@@ -1,6 +1,6 @@
 """The scan on CUDA devices: tensors as rows for the Triton kernel, and its launches.
 
-Holds: ``absence``, ``is_interpreted``, ``walked`` and the class ``TritonPasses``.
+Holds: ``absence``, ``is_interpreted``, ``width_of``, ``walked`` and the class ``TritonPasses``.
 May import: triton (it comes with torch's CUDA builds), torch, ``secant.nn`` (scan_rows).
 
 Triton's interpreter (TRITON_INTERPRET=1) runs the same kernel on the CPU, to test it.
@@ -44,7 +44,11 @@ def absence() -> str | None:
     """Why there is no Triton kernel, or None where there is one."""
     if find_spec("triton") is None:
         return "Triton is not installed. It comes with torch's builds for CUDA."
-    if torch.cuda.is_available() or is_interpreted():
+    try:
+        found = is_interpreted()
+    except ImportError as error:
+        return f"Triton cannot be imported: {error}. Install the one that torch asks for."
+    if found or torch.cuda.is_available():
         return None
     return "Triton's kernel runs on CUDA devices; there is none here."
 
@@ -66,6 +70,11 @@ def _is_double(dtype: torch.dtype) -> bool:
     return dtype in (torch.float64, torch.complex128)
 
 
+def width_of(lanes: int) -> int:
+    """Lanes of a tile."""
+    return min(WIDTH, _power_of_two(lanes))
+
+
 class Tile(NamedTuple):
     """What a program takes at once, and the steps of its segment."""
 
@@ -81,7 +90,7 @@ def tile_of(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tile
     the inputs twice.
     """
     batch, length, lanes = shape
-    width = min(WIDTH, _power_of_two(lanes))
+    width = width_of(lanes)
     longest = min(LONGEST, TILE_BYTES // (dtype.itemsize * width))
     times = max(16, min(longest, _power_of_two(length)))
     programs, processors = batch * -(-lanes // width), _processors(device)
@@ -95,7 +104,7 @@ def tile_of(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tile
 class Owed(NamedTuple):
     """What the coefficients are owed, which the pass back makes beside the gradient of b.
 
-    ``kind`` 1: term by term; 2: summed over each segment, in float64; 0: not asked for.
+    ``kind`` 1: term by term; 2: summed over each segment; 0: not asked for.
     """
 
     states: Tensor
@@ -132,6 +141,7 @@ def _launch(
     from secant.nn.scan_triton_kernel import walk
 
     batch, length, lanes = b.shape
+    segments = -(-length // tile.steps)
     parts = 2 if b.is_complex() else 1
     kind = 0 if owed is None or out is None else owed.kind
     before, edge, terms = owed[:3] if owed is not None and kind else (None, None, None)
@@ -142,9 +152,9 @@ def _launch(
     )
     # Triton launches on the current device.
     with torch.cuda.device(b.device) if b.is_cuda else nullcontext():
-        walk[(batch * -(-length // tile.steps) * -(-lanes // tile.lanes),)](
+        walk[(batch * segments * -(-lanes // tile.lanes),)](
             *(_real(one) for one in (a, b, *given)),
-            *(length, lanes, tile.steps),
+            *(length, lanes, tile.steps, segments),
             *(parts * stride for one in (a, b) for stride in one.stride()),
             IS_REVERSE=is_reverse,
             IS_BACK=owed is not None,
@@ -176,7 +186,8 @@ def walked(
 ) -> Tensor:
     """The states of (batch, length, lanes) into `out`; with `owed` those of the pass back.
 
-    Returns the last one, (batch, lanes), in the type that it is carried in. Of several segments
+    Returns the ends, (batch, segments, lanes), in the type that is carried: the last state of each
+    segment, and nan if one of it is not finite. Of several segments
     first the ends from zero; then from segment to segment, a short scan of its own; then each from
     the state that it starts in.
     """
@@ -203,13 +214,12 @@ def walked(
         first = torch.cat([first, states[:, :-1]], dim=1)
     ends = empty()
     _launch(a, b, first, out, tile, is_reverse=is_reverse, owed=owed, ends=Ends(ends, None))
-    return ends[:, -1]
+    return ends
 
 
-def _rows(x: Tensor, shape: torch.Size, is_complex: bool) -> Tensor:
-    """(batch, length, lanes), of numbers as the state has them."""
-    if is_complex and not x.is_complex():
-        x = x.to(x.dtype.to_complex())
+def _rows(x: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """(batch, length, lanes), complex if the state's type is."""
+    x = x.to(dtype) if dtype.is_complex and not x.is_complex() else x
     return still_rows(x, shape, x.dtype) if x.shape[1] == 1 else as_rows(x, shape)
 
 
@@ -234,15 +244,19 @@ def _terms(
 class TritonPasses:
     """Both passes by the Triton kernel; see ``secant.nn.scan_rows.Passes`` for the contract."""
 
-    def forward(self, a: Tensor, b: Tensor, initial: Tensor | None, *, is_reverse: bool) -> Tensor:
-        """The states of h_t = a_t h_{t-1} + b_t."""
+    def forward(
+        self, a: Tensor, b: Tensor, initial: Tensor | None, *, is_reverse: bool
+    ) -> Tensor | None:
+        """The states of h_t = a_t h_{t-1} + b_t; None if one is not finite."""
         shape, dtype = b.shape, work_dtype(a.dtype, b.dtype)
         out = torch.empty(shape, dtype=torch.promote_types(a.dtype, b.dtype), device=b.device)
-        rows_a, rows_b = (_rows(one, shape, dtype.is_complex) for one in (a, b))
+        rows_a, rows_b = (_rows(one, shape, dtype) for one in (a, b))
         tile = tile_of(rows_b.shape, dtype, b.device)
         first, flat = _flat(initial, dtype), out.view(rows_b.shape)
-        walked(rows_a, rows_b, first, flat, tile, is_reverse=is_reverse)
-        return out
+        ends = walked(rows_a, rows_b, first, flat, tile, is_reverse=is_reverse)
+        # In half precision a state may leave the range that it is carried in elsewhere.
+        told = ends if out.dtype == dtype else out
+        return out if bool(torch.isfinite(told).all()) else None
 
     def backward(
         self,
@@ -254,10 +268,10 @@ class TritonPasses:
         *,
         is_reverse: bool,
         needs_a: bool,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Gradients of a, b and the initial state."""
+    ) -> tuple[Tensor | None, Tensor, Tensor] | None:
+        """Gradients of a, b and the initial state; None if one of b's is not finite."""
         shape, dtype = states.shape, work_dtype(a.dtype, b_dtype)
-        rows_a, rows_up = (_rows(one, shape, dtype.is_complex) for one in (a, upstream))
+        rows_a, rows_up = (_rows(one, shape, dtype) for one in (a, upstream))
         tile = tile_of(rows_up.shape, dtype, a.device)
         made = dtype if dtype.is_complex else b_dtype
         grad_b = torch.empty(rows_up.shape, dtype=made, device=a.device)
@@ -265,15 +279,17 @@ class TritonPasses:
         if needs_a:
             kind = 2 if a.shape[1] == 1 else 1
             terms = _terms(a, rows_up.shape, dtype, tile, is_summed=kind == 2)
-        last = walked(
+        ends = walked(
             *(rows_a, rows_up, None, grad_b, tile),
             is_reverse=not is_reverse,
             owed=Owed(states.contiguous(), _flat(initial, dtype), terms, kind),
         )
-        edge = a[:, -1 if is_reverse else 0].conj()
+        if not bool(torch.isfinite(ends).all()):
+            return None
+        first = a[:, -1 if is_reverse else 0].conj() * ends[:, -1].view_as(states[:, 0])
         grad_a = None
         if needs_a:
             terms = terms.sum(1, keepdim=True) if kind == 2 else terms
             full = terms.view(shape[0], -1, *shape[2:])
             grad_a = as_type(full.sum_to_size(a.shape), a.dtype)
-        return grad_a, as_type(grad_b.view(shape), b_dtype), edge * last.view_as(states[:, 0])
+        return grad_a, as_type(grad_b.view(shape), b_dtype), first

@@ -94,6 +94,7 @@ def walk(
     length,
     lanes,
     steps,
+    segments,
     a_batch,
     a_time,
     a_lane,
@@ -118,19 +119,21 @@ def walk(
 
     a, b: (batch, length, lanes), any strides, in real numbers; all others without gaps. What a
     segment has one of is (batch, segments, lanes): the state that it starts in, `first`, and the
-    one that it ends in, `ends`. All states go to `out` (batch, length, lanes); IS_TOTAL: nowhere,
-    but the product of a segment's coefficients to `products`.
+    one that it ends in, `ends`, which is nan if any of its states is not finite (rows of a tile are
+    made of different products, of which one may leave the range and the next not). All states go to
+    `out` (batch, length, lanes); IS_TOTAL: nowhere, but the product of a segment's coefficients to
+    `products`.
 
     IS_BACK: the pass back, g_k = b_k + conj(a_(k-1)) g_(k-1), k counted in the order of this pass.
     What the coefficients are owed, conj(state before) g, is made of `before`, the states that the
     forward pass gave, and `edge` (batch, lanes), its initial one. TERMS 1: term by term into
-    `terms` (batch, length, lanes); 2: summed over the segment in float64, (batch, segments, lanes).
+    `terms` (batch, length, lanes); 2: summed over the segment, tile by tile in float64, (batch,
+    segments, lanes).
     """
     blocks = tl.cdiv(lanes, LANES)
-    segments = tl.cdiv(length, steps)
     program = tl.program_id(0)
     lane = ((program % blocks) * LANES + tl.arange(0, LANES)).to(tl.int64)[None, :]
-    segment = (program // blocks) % segments
+    segment = ((program // blocks) % segments).to(tl.int64)
     batch = (program // blocks // segments).to(tl.int64)
     is_lane = lane < lanes
     high = tl.minimum((segment + 1) * steps, length)
@@ -144,6 +147,7 @@ def walk(
     if IS_STILL:
         still, still_imag = _read(a_rows, lane * a_lane, is_lane, STATE, PARTS)
     total, total_imag = tl.full((1, LANES), 1.0, STATE), tl.zeros((1, LANES), STATE)
+    flaw = tl.zeros((1, LANES), STATE)
     owed, owed_imag = tl.zeros((1, LANES), tl.float64), tl.zeros((1, LANES), tl.float64)
     for start in tl.range(segment * steps, high, TIMES, num_stages=STAGES):
         step = start + row
@@ -170,10 +174,12 @@ def walk(
                 y_imag + (x * carry_imag + x_imag * carry),
             )
             carry_imag = _last(y_imag, row, TIMES)
+            flaw += tl.sum(y_imag - y_imag, 0)[None, :]
         else:
             x, y = tl.associative_scan((x, y), 0, _joined)
             y = x * carry + y
         carry = _last(y, row, TIMES)
+        flaw += tl.sum(y - y, 0)[None, :]  # 0, or nan if a state is not finite
         at = ((rows + time) * lanes + lane) * PARTS
         if IS_TOTAL:
             last = _last(x, row, TIMES)
@@ -208,7 +214,7 @@ def walk(
                 if PARTS == 2:
                     owed_imag += tl.sum(tl.where(inside, term_imag, 0.0), 0)[None, :].to(tl.float64)
     if HAS_ENDS:
-        _write(ends, own, carry, carry_imag, is_lane, PARTS)
+        _write(ends, own, carry + flaw, carry_imag, is_lane, PARTS)
     if IS_TOTAL:
         _write(products, own, total, total_imag, is_lane, PARTS)
     if TERMS == 2:
