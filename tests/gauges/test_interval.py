@@ -364,6 +364,21 @@ def test_difference_with_equal_totals_is_the_jackknife_of_a_mean():
     assert difference_interval(a, t, b, t) == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.filterwarnings("error")
+def test_scores_whose_squares_leave_the_range_keep_their_interval():
+    """Scaled by a power of two, which changes no digit: a chaotic control, or R2 itself."""
+    residual, total = torch.tensor([0.3, 0.9, 1.4, 0.2]).double(), torch.ones(4).double()
+    other = torch.tensor([0.4, 0.1, 0.5, 0.2]).double()
+    scale = 2.0**600
+    small = difference_interval(residual * 2.0**400, total, other, total)
+    large = difference_interval(residual * 2.0**400 * scale, total, other, total)
+    assert [one / scale for one in large] == pytest.approx(small, rel=1e-12)
+    uneven = torch.tensor([1e-9, 1e9, 3.0, 40.0]).double()
+    low, high = ratio_interval(uneven * scale, total)
+    assert low / scale == pytest.approx(ratio_interval(uneven, total)[0], rel=1e-6)
+    assert high == 1.0
+
+
 def test_root_difference_is_the_jackknife_by_hand():
     r, t = torch.tensor([1.0, 2.0, 6.0]).double(), torch.tensor([10.0, 10.0, 10.0]).double()
     s = torch.tensor([4.0, 4.0, 1.0]).double()
