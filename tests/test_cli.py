@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from safetensors.torch import save_file
 
+from secant.cli.console import show
 from secant.comparisons import diff
 from secant.readings import ModelReport, Reading, Report
 from secant.report.terminal import render_comparison
@@ -190,6 +193,16 @@ def long_names():
     return Report("2025", 0, {}, "CPU", {}, made), [
         site.removeprefix("encoder.layer.") for site in one.sites
     ]
+
+
+def test_names_of_users_are_no_pictures(capfd):
+    """Words between colons are emoji to rich; in a title, a cell and a paragraph they stay."""
+    table = Table("site", title=escape("speak:speaker: bends"))
+    table.add_row(escape("on:smile:site, wider than the title"))
+    show(table, escape("of :warning: all"))
+    out = capfd.readouterr().out
+    for said in ("speak:speaker: bends", "on:smile:site", "of :warning: all"):
+        assert said in out
 
 
 def test_a_comparison_in_a_pipe_is_as_wide_as_its_names(run, tmp_path, monkeypatch):

@@ -45,7 +45,8 @@ def say(text: str) -> None:
 
 def show(*parts: RenderableType) -> None:
     """Say tables and paragraphs, in a pipe or file as wide as their numbers and names need."""
-    console = Console()
+    # Names come from users: `speak:speaker: bends` is no picture of a loudspeaker.
+    console = Console(emoji=False)
     if not console.is_terminal:
         options = console.options.update(max_width=10_000)
         widths = [
@@ -53,7 +54,7 @@ def show(*parts: RenderableType) -> None:
             for part in parts
             if not isinstance(part, str)
         ]
-        console = Console(width=max(console.width, *widths))
+        console = Console(width=max(console.width, *widths), emoji=False)
     with console.capture() as captured:
         for part in parts:
             console.print(part)
@@ -66,7 +67,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
     Off in pipes and erased at the end: an error is then the only line on stderr.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
     err = Console(stderr=True)
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
