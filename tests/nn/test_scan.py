@@ -93,6 +93,15 @@ def test_matrices_are_the_naive_loop(route, dtype, shape, blocks):
 
 
 @pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("lanes", [3, 10])
+def test_a_transposed_first_state(route, lanes):
+    """Kernels take it row by row, wherever its numbers lie."""
+    route_or_skip(route)
+    a, b = drawn((lanes,)), drawn((2, 5, lanes), seed=1)
+    assert_as_naive([a, b, drawn((lanes, 2), seed=2).mT], route=route)
+
+
+@pytest.mark.parametrize("route", ROUTES)
 def test_conjugates_without_lanes(route):
     """(batch, length) alone, conjugated and negated lazily, in both passes."""
     route_or_skip(route)

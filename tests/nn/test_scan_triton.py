@@ -327,6 +327,7 @@ def test_the_kernel_assembles_for_devices(tmp_path):
     assert ran.stdout.split() == ["assembled"], ran.stderr
 
 
+# The compiled kernel's own numbers, which no interpreter has: asked for wherever a device is.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 @pytest.mark.parametrize("lanes", [1, 3, 40])
 @pytest.mark.parametrize(

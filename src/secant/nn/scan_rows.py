@@ -1,7 +1,7 @@
 """Diagonal scans by a fused kernel: any tensors as rows of lanes, without copies where that works.
 
 Holds: the protocols ``Kernel`` and ``Passes``, ``RowPasses``, ``as_rows``, ``still_rows``,
-``as_type``, ``work_dtype``.
+``as_type``, ``flat_state``, ``work_dtype``.
 May import: torch.
 
 A kernel takes (batch, length, lanes) with lanes side by side or repeated. What does not lie so
@@ -131,9 +131,10 @@ def as_type(found: Tensor, dtype: torch.dtype) -> Tensor:
     return found.to(dtype)
 
 
-def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(batch, ...) as (batch, lanes), a fresh copy."""
-    return x.to(dtype).resolve_conj().resolve_neg().reshape(x.shape[0], -1).clone()
+def flat_state(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(batch, ...) as (batch, lanes), a fresh copy without gaps, which kernels count on."""
+    flat = x.to(dtype).resolve_conj().resolve_neg().reshape(x.shape[0], -1)
+    return flat.clone(memory_format=torch.contiguous_format)
 
 
 def _pieces(length: int, row_bytes: int, is_reverse: bool) -> Iterator[tuple[int, int]]:
@@ -194,7 +195,7 @@ class RowPasses:
         dtype = work_dtype(a.dtype, b.dtype)
         shape, made = b.shape, torch.promote_types(a.dtype, b.dtype)
         out = torch.empty(shape, dtype=made, device=b.device)
-        start = None if initial is None else _flat(initial.expand(shape[0], *shape[2:]), dtype)
+        start = None if initial is None else flat_state(initial.expand(shape[0], *shape[2:]), dtype)
         lanes = prod(shape[2:])
         is_still = a.shape[1] == 1
         rows_a = still_rows(a, shape, dtype) if is_still else _rows(a, shape, dtype)
@@ -247,7 +248,7 @@ class RowPasses:
         grad_b = torch.empty(shape, dtype=b_dtype, device=states.device)
         wide = torch.promote_types(dtype, torch.float64)
         sums = torch.zeros(shape[0], lanes, dtype=wide, device=states.device)
-        start = None if initial is None else _flat(initial.expand(shape[0], *shape[2:]), dtype)
+        start = None if initial is None else flat_state(initial.expand(shape[0], *shape[2:]), dtype)
         carry = torch.zeros(shape[0], lanes, dtype=dtype, device=states.device)
         grad_a = torch.empty(a.shape, dtype=a.dtype, device=a.device) if needs_a else None
         is_plain = a.dtype == dtype and b_dtype == dtype and not (lanes < NARROW and shape[0] > 1)
@@ -289,7 +290,7 @@ def _back_in_pieces(
     *,
     is_reverse: bool,
 ) -> None:
-    """`rows_backward` through buffers, from the last piece of time to the first."""
+    """`RowPasses.backward` through buffers, from the last piece of time to the first."""
     (a, still), (upstream, states, start), (grad_a, grad_b, sums, carry) = (
         coefficients,
         known,
@@ -303,7 +304,7 @@ def _back_in_pieces(
         edge = high if is_reverse else low - 1
         first: Tensor | None
         if 0 <= edge < shape[1]:
-            first = _flat(states[:, edge], dtype).view(1, -1)
+            first = flat_state(states[:, edge], dtype).view(1, -1)
         else:
             first = None if start is None else start.view(1, -1)
         terms = None

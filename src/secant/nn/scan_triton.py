@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, final
 import torch
 from torch import Tensor
 
-from secant.nn.scan_rows import as_rows, as_type, still_rows, work_dtype
+from secant.nn.scan_rows import as_rows, as_type, flat_state, still_rows, work_dtype
 
 # What a tile of b may take: all that the kernel makes of it keeps to the registers of WARPS * 32
 # threads, and STAGES tiles of every input, of which the next come while one is at work, to the
@@ -64,10 +64,6 @@ def _processors(device: torch.device) -> int:
 def _power_of_two(number: int) -> int:
     """The smallest one that is not below."""
     return 1 << max(0, number - 1).bit_length()
-
-
-def _is_double(dtype: torch.dtype) -> bool:
-    return dtype in (torch.float64, torch.complex128)
 
 
 def width_of(lanes: int) -> int:
@@ -164,7 +160,7 @@ def _launch(
             HAS_ENDS=ends is not None,
             HAS_EDGE=edge is not None,
             TERMS=kind,
-            STATE=tl.float64 if _is_double(b.dtype) else tl.float32,
+            STATE=tl.float64 if work_dtype(b.dtype).to_real() == torch.float64 else tl.float32,
             PARTS=parts,
             TIMES=tile.times,
             LANES=tile.lanes,
@@ -187,17 +183,15 @@ def walked(
     """The states of (batch, length, lanes) into `out`; with `owed` those of the pass back.
 
     Returns the ends, (batch, segments, lanes), in the type that is carried: the last state of each
-    segment, and nan if one of it is not finite. Of several segments
-    first the ends from zero; then from segment to segment, a short scan of its own; then each from
-    the state that it starts in.
+    segment, and nan if one of it is not finite. Of several segments first the ends from zero; then
+    from segment to segment, a short scan of its own; then each from the state that it starts in.
     """
     batch, length, lanes = b.shape
     segments = -(-length // tile.steps)
     first = None if initial is None else initial.view(batch, 1, lanes)
 
     def empty() -> Tensor:
-        dtype = torch.float64 if _is_double(b.dtype) else torch.float32
-        dtype = dtype.to_complex() if b.is_complex() else dtype
+        dtype = work_dtype(a.dtype, b.dtype)
         return torch.empty(batch, segments, lanes, dtype=dtype, device=b.device)
 
     if segments > 1:
@@ -224,9 +218,7 @@ def _rows(x: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def _flat(initial: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if initial is None:
-        return None
-    return initial.to(dtype).resolve_conj().resolve_neg().reshape(len(initial), -1).contiguous()
+    return None if initial is None else flat_state(initial, dtype)
 
 
 def _terms(

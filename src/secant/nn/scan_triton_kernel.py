@@ -3,7 +3,7 @@
 Holds: the kernel ``walk``.
 May import: triton (it comes with torch's CUDA builds).
 
-Imported by ``scan_triton`` alone, at its first launch: the decorator reads the environment.
+Imported by ``scan_triton`` alone, where it is first asked for: the decorator reads the environment.
 
 A program takes (TIMES, LANES) numbers at a time, makes all prefixes of this tile by an associative
 scan of pairs (product of coefficients, state from zero), and puts the state that it carries before
