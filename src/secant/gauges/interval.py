@@ -53,9 +53,8 @@ def jackknife_interval(
     The jackknife over groups with a Student quantile, groups less one; nan where a value is not
     finite.
     """
-    groups = len(left_out)
-    spread = float(((groups - 1) / groups * (left_out - left_out.mean()).square().sum()).sqrt())
-    reach = float(student.ppf((1 + level) / 2, groups - 1)) * spread
+    spread = _spread(left_out.detach().cpu().numpy())
+    reach = float(student.ppf((1 + level) / 2, len(left_out) - 1)) * spread
     return value - reach, value + reach
 
 
@@ -224,8 +223,10 @@ def _spread(left_out: NDArray[np.float64]) -> float:
     """The jackknife's standard error, from the values that leave each group out.
 
     Scores of chaotic maps may be so far below 0 that their squares leave float64: they are scaled
-    by a power of two, which changes no bit of the others.
+    by a power of two, which changes no bit of the others. nan if one is not finite.
     """
+    if not np.isfinite(left_out).all():
+        return math.nan
     groups, top = len(left_out), float(np.abs(left_out).max())
     exponent = math.frexp(top)[1] if top > LARGEST_SQUARED else 0
     scaled = np.ldexp(left_out, -exponent)

@@ -62,8 +62,7 @@ def _words(site: str, readings: list[Reading]) -> list[str]:
     if raw is None or beyond is None:
         return []
     alone, driven = (
-        number(finite(control_of(raw, name).get("value")))
-        for name in ("state alone", "input alone")
+        escape(shown(control_of(raw, name))) for name in ("state alone", "input alone")
     )
     return [
         f'<p class="figure"><code>{escape(site)}</code>: one linear step of state and input '
